@@ -1,0 +1,1 @@
+"""AdamW for PyTorch whose optimizer state is paged across GPU memory, host RAM and disk."""

@@ -1,0 +1,124 @@
+"""Parameters -> segments -> pages. Arithmetic only: no tensor, no memory, no policy.
+
+    values of one parameter   |  row 0                     |  row 1                     | ...
+    blocks (at most 256)      |  b0   |  b1   |  b2 (short)|  b3   |  b4   |  b5 (short)| ...
+    segments                  |------ page 4 ------|--------------- page 5 -------------| ...
+
+    one page                  [ codes m | codes v | absmax m | absmax v ][ next segment ... ][ free ]
+
+A segment is a run of whole blocks of one parameter. Its arrays lie side by side in its page, each on a 64-byte boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pagedopt.codecs.base import BLOCK, FIELDS, NARROW_ROW, Per, StateFormat
+
+ARRAY_ALIGNMENT = 64
+"""Bytes: one cache line and one AVX-512 vector, so no array of a page shares either with its neighbour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The blocks of one parameter: `numel` values in rows of `row_width`, each row cut into blocks of at most 256."""
+
+    numel: int
+    row_width: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.numel // self.row_width if self.numel else 0
+
+    @property
+    def blocks_per_row(self) -> int:
+        return -(-self.row_width // BLOCK)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_rows * self.blocks_per_row
+
+    def start(self, block: int) -> int:
+        """Return the index of the first value of `block` (`numel` for the block after the last)."""
+        row, column = divmod(block, self.blocks_per_row)
+        return row * self.row_width + column * BLOCK
+
+
+def grid_of(shape: tuple[int, ...], numel: int, state_format: StateFormat) -> Grid:
+    """Return the grid of a parameter of this global `shape` of which `numel` values (whole rows) are here.
+
+    Only block-wise state has rows; 0- and 1-dimensional parameters and those with narrow rows are one row.
+    """
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    by_rows = state_format is StateFormat.BLOCKWISE8 and len(shape) > 1 and width >= NARROW_ROW and numel % width == 0
+    return Grid(numel, width if by_rows else max(numel, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The part of one parameter that lies in one page.
+
+    Attributes:
+        start, stop: values, half open, in the parameter's row-major order.
+        first_block, stop_block: blocks, half open.
+        offsets: byte offset in the page of each array of the format, in the order of `FIELDS`.
+        nbytes: bytes taken in the page, from `offsets[0]` on.
+    """
+
+    start: int
+    stop: int
+    first_block: int
+    stop_block: int
+    offsets: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+    def count(self, per: Per) -> int:
+        """Return how many elements an array with one element `per` value, block or segment has here."""
+        return _count(per, self.numel, self.stop_block - self.first_block)
+
+
+def _count(per: Per, numel: int, num_blocks: int) -> int:
+    if per is Per.VALUE:
+        return numel
+    return num_blocks if per is Per.BLOCK else 1
+
+
+def _align(offset: int) -> int:
+    return -(-offset // ARRAY_ALIGNMENT) * ARRAY_ALIGNMENT
+
+
+def segment_nbytes(state_format: StateFormat, numel: int, num_blocks: int) -> int:
+    """Return the bytes that a segment of `numel` values in `num_blocks` blocks takes in a page."""
+    return sum(_align(f.dtype.itemsize * _count(f.per, numel, num_blocks)) for f in FIELDS[state_format])
+
+
+def fit(grid: Grid, state_format: StateFormat, first_block: int, offset: int, capacity: int) -> Segment | None:
+    """Return the longest segment from `first_block` on that fits at byte `offset` of a page, or None if no block does."""
+
+    def nbytes(stop_block: int) -> int:
+        return segment_nbytes(state_format, grid.start(stop_block) - grid.start(first_block), stop_block - first_block)
+
+    offset, room = _align(offset), capacity - _align(offset)
+    low, high = first_block, grid.num_blocks  # the bytes grow with the last block: bisect for the last that fits
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if nbytes(middle) <= room else (low, middle - 1)
+    if low == first_block:
+        return None
+    return _segment(grid, state_format, first_block, low, offset)
+
+
+def _segment(grid: Grid, state_format: StateFormat, first_block: int, stop_block: int, offset: int) -> Segment:
+    start, stop = grid.start(first_block), grid.start(stop_block)
+    offsets = []
+    end = offset
+    for field in FIELDS[state_format]:
+        offsets.append(end)
+        end += _align(field.dtype.itemsize * _count(field.per, stop - start, stop_block - first_block))
+    return Segment(start, stop, first_block, stop_block, tuple(offsets), end - offset)

@@ -1,0 +1,41 @@
+"""Bytes for people: `parse_bytes("4MiB") == 4194304`, `format_bytes(4194304) == "4 MiB"`."""
+
+from __future__ import annotations
+
+import re
+
+_BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_QUANTITY = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>i?b?)\s*", re.IGNORECASE)
+
+
+def parse_bytes(quantity: int | str, *, name: str = "size") -> int:
+    """Return a number of bytes given as an int or as text with a unit.
+
+    `KiB, MiB, GiB, TiB` (or `Ki`, `Mi`, ...) are powers of 1024; `kB, MB, GB, TB` (or `k`, `M`, ...) are powers of 1000.
+
+    Raises:
+        TypeError: `quantity` is neither an int nor a str.
+        ValueError: it is negative, or text that is not a quantity of bytes; the message names `name` and the value.
+    """
+    if isinstance(quantity, bool) or not isinstance(quantity, (int, str)):
+        raise TypeError(f'{name} must be an int or text such as "4MiB", not {quantity!r}')
+    if isinstance(quantity, int):
+        if quantity < 0:
+            raise ValueError(f"{name} must not be negative, got {quantity}")
+        return quantity
+    match = _QUANTITY.fullmatch(quantity)
+    if match is None:
+        raise ValueError(f'{name} must be bytes such as 4194304 or "4MiB", got {quantity!r}')
+    scale = _BINARY if match["unit"].lower().startswith("i") else _DECIMAL
+    return round(float(match["number"]) * scale[match["prefix"].lower()])
+
+
+def format_bytes(nbytes: float) -> str:
+    """Return `nbytes` in the largest binary unit that keeps it at least 1, to three digits: `"1.5 MiB"`."""
+    size, unit = float(nbytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):  # noqa: B007 - the unit reached is the result
+        if abs(size) < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.4g} {unit}" if size >= 1000 else f"{size:.3g} {unit}"
