@@ -6,7 +6,8 @@
 
     one page                  [ codes m | codes v | absmax m | absmax v ][ next segment ... ][ free ]
 
-A segment is a run of whole blocks of one parameter. Its arrays lie side by side in its page, each on a 64-byte boundary.
+A segment is a run of whole blocks of one parameter. Its arrays lie side by side in its page, each on a 64-byte
+boundary.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def segment_nbytes(state_format: StateFormat, numel: int, num_blocks: int) -> in
 
 
 def fit(grid: Grid, state_format: StateFormat, first_block: int, offset: int, capacity: int) -> Segment | None:
-    """Return the longest segment from `first_block` on that fits at byte `offset` of a page, or None if no block does."""
+    """Return the longest segment from `first_block` on that fits at byte `offset` of a page, None if no block does."""
 
     def nbytes(stop_block: int) -> int:
         return segment_nbytes(state_format, grid.start(stop_block) - grid.start(first_block), stop_block - first_block)

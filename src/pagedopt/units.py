@@ -12,7 +12,7 @@ _QUANTITY = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<prefix>[kmg
 def parse_bytes(quantity: int | str, *, name: str = "size") -> int:
     """Return a number of bytes given as an int or as text with a unit.
 
-    `KiB, MiB, GiB, TiB` (or `Ki`, `Mi`, ...) are powers of 1024; `kB, MB, GB, TB` (or `k`, `M`, ...) are powers of 1000.
+    `KiB, MiB, GiB, TiB` (or `Ki`, `Mi`, ...) count in powers of 1024; `kB, MB, GB, TB` (or `k`, `M`, ...) of 1000.
 
     Raises:
         TypeError: `quantity` is neither an int nor a str.
@@ -34,7 +34,7 @@ def parse_bytes(quantity: int | str, *, name: str = "size") -> int:
 def format_bytes(nbytes: float) -> str:
     """Return `nbytes` in the largest binary unit that keeps it at least 1, to three digits: `"1.5 MiB"`."""
     size, unit = float(nbytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):  # noqa: B007 - the unit reached is the result
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(size) < 1024 or unit == "TiB":
             break
         size /= 1024

@@ -4,9 +4,9 @@
     operands   what this step brings: parameters, gradients, and the scalars each is updated with
     frame      uint8 [page_nbytes]                  the page's state, updated in place
 
-A segment names its parameter by `Column.OPERAND`, the position of that parameter in `operands`. A parameter of a hundred
-pages is one operand, so a step costs Python per parameter and not per page. A kernel passes over a segment whose operand
-has no gradient in this step.
+A segment names its parameter by `Column.OPERAND`, the position of that parameter in `operands`. A parameter of a
+hundred pages is one operand, so a step costs Python per parameter and not per page. A kernel passes over a segment
+whose operand has no gradient in this step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class Column(IntEnum):
-    """A row of the segment table. Values are counted in the parameter's row-major order, offsets in bytes of the frame."""
+    """A row of the segment table: values counted in the parameter's row-major order, offsets in bytes of the frame."""
 
     OPERAND = 0
     """position of the parameter in the operands"""
@@ -87,7 +87,8 @@ class Operands:
 
 class Kernel(Protocol):
     """One fused update. Laws: it gives the bits of `kernels.reference` (or its named tolerance); it changes nothing but
-    the segments' parameters and arrays; the number of threads never changes a bit."""
+    the segments' parameters and arrays; the number of threads never changes a bit.
+    """
 
     @property
     def name(self) -> str:
