@@ -88,14 +88,14 @@ def from_arrays(arrays: Mapping[int, Tensor], state_format: StateFormat, grid: G
 
 def _encode(values: Tensor, state_format: StateFormat, grid: Grid, *, signed: bool) -> tuple[Tensor, Tensor]:
     if state_format is StateFormat.BLOCKWISE8:
-        return encode_moment(values, grid, signed=signed)
+        return encode_moment(values, row_width=grid.row_width, signed=signed)
     absmax = floored(values.abs().amax() if values.numel() else values.new_zeros(()))
     return encode(values, absmax, signed=signed), absmax
 
 
 def _decode(codes: Tensor, absmax: Tensor, state_format: StateFormat, grid: Grid, *, signed: bool) -> Tensor:
     if state_format is StateFormat.BLOCKWISE8:
-        return decode_moment(codes, absmax, grid, signed=signed)
+        return decode_moment(codes, absmax, row_width=grid.row_width, signed=signed)
     return decode(codes, absmax, signed=signed)
 
 

@@ -147,7 +147,7 @@ def warn_of_conversions(incoming: Iterable[Incoming]) -> None:
     warnings.warn(
         f"the state of {len(converted)} parameters was {first.entry.source} and is kept as {into} here, "
         f"as this optimizer's class says (the first is {first.name})",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
