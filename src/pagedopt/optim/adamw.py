@@ -118,7 +118,7 @@ def _pager_of(name: str, is_paged: bool, paging: dict[str, Any]) -> Pager | Pagi
             f"{name} keeps everything resident, so {', '.join(without_size)} would be ignored; "
             "pass is_paged=True or use a paged class"
         )
-    return PagingConfig.resident(**given)
+    return PagingConfig.parse(**given, max_gpu_memory=0, max_host_memory=0)
 
 
 class AdamW(_AdamW):

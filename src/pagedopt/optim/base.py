@@ -428,7 +428,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     def reset_paging_stats(self) -> None:
         """Count from zero again."""
         for device_pager in self._store.pager.devices():
-            device_pager.stats.reset()
+            device_pager.reset_stats()
 
     def flush(self) -> None:
         """Write every changed page to its home and wait until it is there.

@@ -27,6 +27,9 @@ from pagedopt.optim.counters import StepCounters
 from pagedopt.paging.pager import DevicePager, Pager
 from pagedopt.tiers.buffers import bytes_of
 
+_PLACING = threading.Lock()
+"""One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
+
 GNORM_SLOTS = 100
 """Gradient norms that percentile clipping remembers."""
 
@@ -107,7 +110,7 @@ class Store:
         record = Record(state_format, grid, tuple(local.shape), local.device, pager, self.counters.new())
         claims: list[tuple[DevicePager, int]] = []
         try:
-            with pager.lock:
+            with _PLACING:
                 for page, segment in _claim(pager, grid, state_format):
                     claims.append((pager, page))
                     record.segments.append((page, segment))
