@@ -427,7 +427,7 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def reset_paging_stats(self) -> None:
         """Count from zero again."""
-        for device_pager in self._store.pager.devices():
+        for device_pager in self._store.pager.devices().values():
             device_pager.reset_stats()
 
     def flush(self) -> None:
@@ -438,7 +438,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         """
         with self._store.lock:
             self._begin()
-            for device_pager in self._store.pager.devices():
+            for device_pager in self._store.pager.devices().values():
                 device_pager.flush()
 
     def close(self) -> None:

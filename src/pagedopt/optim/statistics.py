@@ -32,9 +32,9 @@ def memory_stats(store: Store) -> MemoryStats:
     """Return where the state in `store` is. Pagers that it shares are counted whole."""
     host = gpu = pages = resident = disk = 0
     budgets: list[int | None] = []
-    for pager in store.pager.devices():
+    for device, pager in store.pager.devices().items():
         memory = pager.memory
-        on_accelerator = pager.device.type != "cpu"
+        on_accelerator = device.type != "cpu"
         gpu += memory.frame_nbytes if on_accelerator else 0
         host += memory.host_nbytes + memory.disk_nbytes + (0 if on_accelerator else memory.frame_nbytes)
         pages, resident, disk = pages + memory.num_pages, resident + memory.num_resident, disk + memory.disk_nbytes
@@ -46,6 +46,6 @@ def memory_stats(store: Store) -> MemoryStats:
 def paging_stats(store: Store) -> PagingStats:
     """Return what the pagers of `store` did, summed over devices."""
     total = PagingStats()
-    for pager in store.pager.devices():
+    for pager in store.pager.devices().values():
         total += pager.stats
     return total
