@@ -165,6 +165,8 @@ class PagedOptimizer(torch.optim.Optimizer):
                 raise ValueError("amsgrad=True needs 32-bit state; set amsgrad=False or optim_bits=32")
             param_group = {**param_group, **checked}
         super().add_param_group(param_group)
+        for device in {param.device for param in self.param_groups[-1]["params"]}:
+            self._store.pager.config.check_budget(device)
 
     def _all_params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]

@@ -145,7 +145,7 @@ def warn_of_conversions(incoming: Iterable[Incoming]) -> None:
     first = converted[0]
     into = "8-bit" if first.state_format.is_8bit else "32-bit"
     warnings.warn(
-        f"the state of {len(converted)} parameters was {first.entry.source} and is kept as {into} here, "
+        f"the state of {len(converted)} parameter(s) was {first.entry.source} and is kept as {into} here, "
         f"as this optimizer's class says (the first is {first.name})",
         stacklevel=5,
     )

@@ -36,7 +36,8 @@ def memory_stats(store: Store) -> MemoryStats:
         memory = pager.memory
         on_accelerator = device.type != "cpu"
         gpu += memory.frame_nbytes if on_accelerator else 0
-        host += memory.host_nbytes + memory.disk_nbytes + (0 if on_accelerator else memory.frame_nbytes)
+        # In RAM a frame is a copy of its page on disk, or the page itself where there is no disk tier: count it once.
+        host += memory.host_nbytes + memory.disk_nbytes if on_accelerator else memory.num_pages * pager.page_nbytes
         pages, resident, disk = pages + memory.num_pages, resident + memory.num_resident, disk + memory.disk_nbytes
         budgets.append(memory.budget_nbytes)
     known = [budget for budget in budgets if budget is not None]
