@@ -20,7 +20,7 @@ from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit
 from residue import needs_proc, open_files_in, smallest_budget, wait_for_threads
 
 # Several pages; part of a page in 8 bits; narrow rows in 8 bits; 32 bits whatever the class.
-SHAPES = [(300, 257), (4, 1030), (300, 20), (7,)]
+SHAPES = [(900, 257), (4, 1030), (300, 20), (7,)]
 KEYS_32 = {"step", "exp_avg", "exp_avg_sq"}
 KEYS_8 = KEYS_32 | {"exp_avg_absmax", "exp_avg_sq_absmax"}
 
@@ -36,7 +36,7 @@ paged_class = pytest.mark.parametrize("cls", [PagedAdamW, PagedAdamW8bit], ids=l
 
 
 def _options(cls: Any) -> dict[str, Any]:
-    """Paged classes keep what does not fit the smallest budget on disk, so that state is read from and written there."""
+    """Paged classes get the smallest budget, so that their state is read from and written to the disk."""
     return _small_budget() if cls.__name__.startswith("Paged") else {}
 
 
@@ -87,7 +87,7 @@ def test_clearing_state_starts_over(cls: Any, start_over: Any) -> None:
 
 @each_class
 def test_an_entry_is_a_dict_of_tensors(cls: Any) -> None:
-    """C2: `items`, `values`, `get`, `dict(...)` and `{**...}` show tensors under torch's names, the same live and saved."""
+    """C2: `items`, `values`, `get`, `dict(...)` and `{**...}` give tensors, the same live and saved."""
     params = random_params(SHAPES)
     opt = cls(params, **_options(cls))
     train(opt, params, 2)
@@ -132,7 +132,7 @@ def test_state_tensors_have_the_documented_shapes_and_dtypes(cls: Any) -> None:
     params = random_params(SHAPES, torch.bfloat16)
     opt = cls(params, **_options(cls))
     train(opt, params, 1)
-    absmax_shapes = [(300, 2), (4, 5), (1, 24)]
+    absmax_shapes = [(900, 2), (4, 5), (1, 24)]
     for i, p in enumerate(params):
         entry = opt.state[p]
         is_8bit = "8bit" in cls.__name__ and i < 3
@@ -426,8 +426,9 @@ warnings.simplefilter("ignore", DeprecationWarning)
 import torch
 from oracle import random_params, train
 from pagedopt import PagedAdamW8bit
-params = random_params([(300, 257)])
-opt = PagedAdamW8bit(params, page_size="64KiB", max_host_memory=int(sys.argv[2]), prefetch_depth=1, spill_dir=sys.argv[1])
+params = random_params([(900, 257)])
+budget = int(sys.argv[2])
+opt = PagedAdamW8bit(params, page_size="64KiB", max_host_memory=budget, prefetch_depth=1, spill_dir=sys.argv[1])
 train(opt, params, 2)
 pid = os.fork()
 if pid == 0:
@@ -443,7 +444,7 @@ def test_the_ordinary_exit_of_a_forked_child_takes_nothing_from_its_parent(tmp_p
     """C7: exit handlers that run in the child neither hang nor remove what is the parent's."""
     report = report_of(_FORK_AND_EXIT, tmp_path, smallest_budget("64KiB", 1))
     assert report["child"] == 3
-    params = random_params([(300, 257)])
+    params = random_params([(900, 257)])
     train(PagedAdamW8bit(params), params, 4)
     assert report["sum"] == float(params[0].double().sum())
     assert not list(tmp_path.iterdir())
