@@ -55,7 +55,7 @@ class Float64AdamW:
 
 
 def codebook(*, signed: bool) -> Tensor:
-    """Return the 256 (unsigned) or 255 (signed) values of dynamic tree quantization, sorted, float64.
+    """Return the 256 values of dynamic tree quantization, sorted, float64.
 
     Dettmers et al., "8-bit Optimizers via Block-wise Quantization": decade i of 0..6 has n = 2^i (signed) or 2^(i+1)
     values 10^(i-6) * (0.1 + 0.9 (k + 1/2) / n), their negatives when signed, plus 0 and 1.
