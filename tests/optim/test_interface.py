@@ -328,7 +328,7 @@ def test_a_parameter_of_a_dtype_without_update_is_refused(cls: Any, dtype: torch
 )
 @one_of_each
 def test_a_gradient_that_cannot_be_used_is_refused_before_anything_changes(cls: Any, grad: Tensor, says: str) -> None:
-    """The parameter, its step, its state and the other parameters stay; the next good step is as if nothing had been."""
+    """The parameter, its step, its state and the others stay; the next good step is as if nothing had been."""
     ours, theirs = twins(random_params([(5000,), (8, 9)]))
     opt, plain = cls(ours), cls(theirs)
     train(opt, ours, 1)
