@@ -1,8 +1,8 @@
 """A recording of the pager, and from it which page was where at each update of a page.
 
-    page 0   R . . . . . R . . . . .      one column an update (a pin), one row a page
-    page 1   # # # # # # # # # # # #      # resident   R read   W written back   . away
-    page 2   W . R W . . . . R W . .
+page 0   R . . . . . R . . . . .      one column an update (a pin), one row a page
+page 1   # # # # # # # # # # # #      # resident   R read   W written back   . away
+page 2   W . R W . . . . R W . .
 """
 
 from __future__ import annotations
