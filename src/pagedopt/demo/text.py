@@ -1,7 +1,7 @@
 """Real text that is on every machine: the sources of Python's own standard library, and batches of it.
 
     files in sorted order    abc.py  aifc.py  antigravity.py  ...  asyncio/events.py  ...
-                         every tenth file is for validation, all others are for training
+                             every tenth file is for validation, all others are for training
 
 So the text is the same wherever the same Python is.
 """
