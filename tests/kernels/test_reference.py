@@ -240,3 +240,18 @@ def test_no_update_of_any_finite_history_is_over_four_times_the_largest_of_32_bi
         largest = max(largest, theirs)
         assert math.isfinite(ours)
         assert ours <= 4 * 1.000001 * largest + LIFTED
+
+
+@EIGHT_BIT
+def test_a_root_that_is_stuck_too_low_does_not_let_updates_grow(state_format):
+    """The smallest root of a block, 3.25e-7 of its largest, has no code nearby: gradients 40 times larger add 0.1% of
+    their square to v in each step, too little to reach the next code, and m catches up with them.
+    """
+    pages, recipe = Pages([(2,)], [state_format]), Recipe(lr=1.0, weight_decay=0.0)
+    pages.fill(0, "exp_avg_sq", lambda codes: codes.copy_(torch.tensor([255, 1])))
+    pages.fill(0, "exp_avg_sq_absmax", lambda absmax: absmax.fill_(1.0))
+    for step in range(10_000, 10_060):
+        param = torch.zeros(2)
+        pages.update(KERNEL, operands_of([param], [torch.tensor([1.0, 1.3e-5])], [scalars(step, recipe)]))
+        assert param.abs().max() <= 4
+    assert pages.state(0)["exp_avg_sq"].tolist() == [255, 1]
