@@ -1,0 +1,268 @@
+"""Where each parameter's state lies, and its arrays as tensors: the one place that joins formats and pages.
+
+    Record   one parameter: its format, its segments (page, offsets), its step and, with clipping, its gradient norms
+    Store    the records of one optimizer; reads and writes whole arrays through the pager, page by page
+
+What is read is a copy. It is watched: if its bytes changed by the next time the store is used, they go back into the
+pages, and while somebody holds it, it is brought up to date after every step. So `state[p]["exp_avg"].zero_()` does
+what it says.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from xxhash import xxh3_64_intdigest
+
+from pagedopt.codecs.base import FIELDS, Field, Per, StateFormat
+from pagedopt.errors import StateLostError
+from pagedopt.layout import Grid, Segment, fit, grid_of
+from pagedopt.optim.counters import StepCounters
+from pagedopt.paging.pager import DevicePager, Pager
+from pagedopt.tiers.buffers import bytes_of
+
+_PLACING = threading.Lock()
+"""One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
+
+GNORM_SLOTS = 100
+"""Gradient norms that percentile clipping remembers."""
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """The state of one parameter.
+
+    Attributes:
+        shape: shape of the parameter's part that is here (a shard's own shape).
+        segments: `(page, segment)` in the order of the parameter's values.
+        slot: its step, in the store's counters.
+        gnorm_history: float32 [100] squared gradient norms, once percentile clipping has seen the parameter.
+    """
+
+    state_format: StateFormat
+    grid: Grid
+    shape: tuple[int, ...]
+    device: torch.device
+    pager: DevicePager
+    slot: int
+    segments: list[tuple[int, Segment]] = field(default_factory=list)
+    gnorm_history: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of state in pages."""
+        return sum(segment.nbytes for _, segment in self.segments)
+
+    def array_shape(self, array: Field) -> tuple[int, ...]:
+        """Return the shape that `array` has in `optimizer.state[p]`."""
+        if array.per is Per.VALUE:
+            return self.shape
+        return (self.grid.num_rows, self.grid.blocks_per_row) if array.per is Per.BLOCK else (1, 1)
+
+
+@dataclass(slots=True)
+class _Lent:
+    """A copy handed out: `alias` shares its memory; `holder` is dead once nobody has it."""
+
+    record: Record
+    index: int
+    alias: Tensor
+    holder: weakref.ref[Tensor]
+    digest: int
+
+
+class Store:
+    """The state of one optimizer's parameters, in pages of `pager`.
+
+    The pages are given back when the store is deleted or `clear`ed, with no help from the garbage collector.
+    """
+
+    def __init__(self, pager: Pager) -> None:
+        self.pager = pager
+        self.counters = StepCounters()
+        self.records: dict[Tensor, Record] = {}
+        self.lock = threading.RLock()
+        self.version = 0
+        """Moves when a record comes or goes."""
+        self._lent: dict[tuple[int, int], _Lent] = {}
+        self._lost: StateLostError | None = None
+        self._claims: dict[int, list[tuple[DevicePager, int]]] = {}
+        weakref.finalize(self, _release, self._claims).atexit = False
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def place(
+        self, parameter: Tensor, state_format: StateFormat, *, local: Tensor, global_shape: tuple[int, ...]
+    ) -> Record:
+        """Give `parameter` zeroed state: claim its segments, one after the other in the pages being filled.
+
+        Raises:
+            SpillError, BudgetError: there is no room; nothing is claimed.
+        """
+        pager = self.pager.on(local.device)
+        grid = grid_of(global_shape, local.numel(), state_format)
+        record = Record(state_format, grid, tuple(local.shape), local.device, pager, self.counters.new())
+        claims: list[tuple[DevicePager, int]] = []
+        try:
+            with _PLACING:
+                for page, segment in _claim(pager, grid, state_format):
+                    claims.append((pager, page))
+                    record.segments.append((page, segment))
+        except BaseException:
+            _release({0: claims})
+            self.counters.free(record.slot)
+            raise
+        self._claims[id(record)] = claims
+        self.records[parameter] = record
+        self.version += 1
+        return record
+
+    def discard(self, parameter: Tensor) -> None:
+        """Release the state of `parameter`, if it has any."""
+        record = self.records.pop(parameter, None)
+        if record is None:
+            return
+        for index in range(len(FIELDS[record.state_format])):
+            self._lent.pop((id(record), index), None)
+        self.counters.free(record.slot)
+        _release({0: self._claims.pop(id(record))})
+        self.version += 1
+        if not self.records:
+            self._lost = None
+
+    def clear(self) -> None:
+        """Release all state; a store whose state was lost is whole again."""
+        for parameter in list(self.records):
+            self.discard(parameter)
+        self._lost = None
+
+    # -- lost state ---------------------------------------------------------------------------------------------------
+
+    def lose(self, error: StateLostError) -> None:
+        """Refuse all use from now on, until the state is reloaded or cleared."""
+        self._lost = error
+
+    def check_whole(self) -> None:
+        """Raise if state was lost or left half updated."""
+        if self._lost is not None:
+            raise StateLostError(str(self._lost)) from self._lost
+
+    # -- arrays -------------------------------------------------------------------------------------------------------
+
+    def read(self, record: Record, into: Mapping[int, Tensor]) -> None:
+        """Fill CPU tensors with arrays of `record`, each named by its index in `FIELDS`; each page is pinned once."""
+        for page, segment, places in self._places(record, list(into)):
+            with _pinned(record.pager, page, dirty=False) as frame:
+                for index, (start, stop) in places.items():
+                    target = into[index].view(-1)[start:stop]
+                    target.copy_(_array(frame, record, segment, index))
+
+    def write(self, record: Record, arrays: Mapping[int, Tensor]) -> None:
+        """Overwrite arrays of `record` with tensors of their shape and element type, from any device."""
+        flat = {index: array.contiguous().view(-1) for index, array in arrays.items()}
+        for page, segment, places in self._places(record, list(arrays)):
+            with _pinned(record.pager, page, dirty=True) as frame:
+                for index, (start, stop) in places.items():
+                    _array(frame, record, segment, index).copy_(flat[index][start:stop])
+
+    @staticmethod
+    def _places(record: Record, indices: list[int]) -> Iterator[tuple[int, Segment, dict[int, tuple[int, int]]]]:
+        """Yield each segment with the elements that it has of each array."""
+        arrays = FIELDS[record.state_format]
+        for page, segment in record.segments:
+            spans = {
+                Per.VALUE: (segment.start, segment.stop),
+                Per.BLOCK: (segment.first_block, segment.stop_block),
+                Per.SEGMENT: (0, 1),
+            }
+            yield page, segment, {index: spans[arrays[index].per] for index in indices}
+
+    # -- lent copies --------------------------------------------------------------------------------------------------
+
+    def lend(self, record: Record, index: int) -> Tensor:
+        """Return an array of `record` as a CPU tensor whose in-place changes reach the pages."""
+        with self.lock:
+            self.settle()
+            self.check_whole()
+            lent = self._lent.get((id(record), index))
+            held = lent.holder() if lent is not None else None
+            if held is not None:
+                return held
+            array = FIELDS[record.state_format][index]
+            with torch.inference_mode(mode=False), torch.no_grad():
+                out = torch.empty(record.array_shape(array), dtype=array.dtype, device="cpu")
+                self.read(record, {index: out})
+                alias = out.detach()
+            self._lent[(id(record), index)] = _Lent(record, index, alias, weakref.ref(out), _digest(alias))
+            return out
+
+    def settle(self) -> None:
+        """Write changed copies back into the pages and forget those that nobody holds."""
+        for key, lent in list(self._lent.items()):
+            held = lent.holder() is not None  # asked first: a change made before the last holder went is then seen
+            digest = _digest(lent.alias)
+            if digest != lent.digest:
+                self.check_whole()
+                self.write(lent.record, {lent.index: lent.alias})
+                lent.digest = digest
+            if not held:
+                del self._lent[key]
+
+    def refresh(self) -> None:
+        """Bring the copies that are still held up to date after a step."""
+        for key, lent in list(self._lent.items()):
+            if lent.holder() is None:
+                del self._lent[key]
+                continue
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self.read(lent.record, {lent.index: lent.alias})
+            lent.digest = _digest(lent.alias)
+
+
+def _claim(pager: DevicePager, grid: Grid, state_format: StateFormat) -> Iterator[tuple[int, Segment]]:
+    """Claim room for all blocks of `grid` in the page being filled and the pages after it."""
+    block = 0
+    while block < grid.num_blocks:
+        page, used = pager.open_page()
+        segment = fit(grid, state_format, block, used, pager.page_nbytes)
+        if segment is None:
+            pager.close_page()
+            continue
+        pager.claim(page, segment.offsets[0] + segment.nbytes)
+        block = segment.stop_block
+        yield page, segment
+
+
+def _release(claims: dict[int, list[tuple[DevicePager, int]]]) -> None:
+    """Give claims back to their pagers. A function of its own: a finalizer must not keep its store alive."""
+    for pages in claims.values():
+        while pages:
+            pager, page = pages.pop()
+            pager.release(page)
+
+
+@contextmanager
+def _pinned(pager: DevicePager, page: int, *, dirty: bool) -> Iterator[Tensor]:
+    frame = pager.pin(page)
+    try:
+        yield frame
+    finally:
+        pager.unpin(page, dirty=dirty)
+
+
+def _array(frame: Tensor, record: Record, segment: Segment, index: int) -> Tensor:
+    """Return one array of a segment as a view of its frame."""
+    array = FIELDS[record.state_format][index]
+    offset = segment.offsets[index]
+    return frame[offset : offset + segment.count(array.per) * array.dtype.itemsize].view(array.dtype)
+
+
+def _digest(tensor: Tensor) -> int:
+    """Return a hash of the bytes, not of the version counter, which writes through `.data` or NumPy do not move."""
+    return xxh3_64_intdigest(bytes_of(tensor))
