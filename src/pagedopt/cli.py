@@ -1,0 +1,138 @@
+"""The command line: each command a short function that reads its arguments and calls the module that does the work.
+
+Exit codes: 0 all went well; 1 it ran, and a check failed or something broke; 2 the command line makes no sense.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from pagedopt.errors import PagedOptError
+from pagedopt.units import parse_bytes, parse_count
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(
+    help="AdamW for PyTorch whose optimizer state is paged across GPU memory, host RAM and disk.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that `arguments` (default: those of the process) name, then exit with its code."""
+    try:
+        app(arguments)
+    except PagedOptError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+Argument = TypeVar("Argument")
+
+
+def _read_with(parse: Callable[..., Argument], text: str, option: str) -> Argument:
+    """Return what `parse` makes of an option's text; what it refuses ends the command with its message and code 2."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"pagedopt {version('pagedopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """AdamW for PyTorch whose optimizer state is paged across GPU memory, host RAM and disk."""
+
+
+@app.command()
+def demo(
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 200,
+    budget: Annotated[str, typer.Option(help="Memory for paged state: bytes (4MiB) or a share of the state.")] = "25%",
+    params: Annotated[str, typer.Option(help="The least number of parameters of the model.")] = "8M",
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the two pictures.")] = Path("out"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the batches.")] = 0,
+) -> None:
+    """Train a transformer with torch's AdamW and with paged 8-bit AdamW, and compare.
+
+    The text is Python's own standard library. Prints a table and three checks, and draws two pictures: the loss curves,
+    and where the pages of the optimizer's state were. Exits with 1 if a check fails.
+
+    Example: pagedopt demo --steps 50 --budget 10% --out pictures
+    """
+    from rich.console import Console
+
+    from pagedopt.demo.paging import parse_budget
+    from pagedopt.demo.show import Options, show
+
+    chosen = Options(
+        device=_read_with(_parse_device, device, "--device"),
+        steps=steps,
+        budget=_read_with(parse_budget, budget, "--budget"),
+        num_params=_read_with(parse_count, params, "--params"),
+        out=out,
+        seed=seed,
+    )
+    if not show(chosen, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def memory(
+    sizes: Annotated[list[str] | None, typer.Argument(help="Numbers of parameters: 7B, 350M, 8e9, ...")] = None,
+    budget: Annotated[str, typer.Option(help="Bytes of state that may stay resident.")] = "1GiB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """Print how many bytes AdamW's state takes, and how many stay resident under a budget.
+
+    Arithmetic only: no tensor is made. The default sizes are those of well-known models.
+
+    Example: pagedopt memory 7B 70B --budget 2GiB
+    """
+    from rich.console import Console
+
+    from pagedopt import memory as table
+
+    if as_json and as_markdown:
+        raise typer.BadParameter("give one of them, not both", param_hint="'--json' / '--markdown'")
+    budget_nbytes = _read_with(parse_bytes, budget, "--budget")
+    counts = [_read_with(parse_count, size, "SIZES") for size in sizes or table.USUAL_SIZES]
+    rows = table.memory_rows(counts, budget_nbytes=budget_nbytes)
+    if as_json:
+        typer.echo(table.as_json(rows, budget_nbytes=budget_nbytes))
+    elif as_markdown:
+        typer.echo(table.as_markdown(rows, budget_nbytes=budget_nbytes))
+    else:
+        Console().print(table.as_table(rows, budget_nbytes=budget_nbytes))
+
+
+def _parse_device(text: str) -> torch.device:
+    """Return the device of that name; a `ValueError` if there is none such here."""
+    import torch
+
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device).zero_().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot train on {text!r} here: {reason}") from error
+    return device

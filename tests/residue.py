@@ -1,0 +1,52 @@
+"""What paging takes of the machine: the smallest budget, and the files and threads that must be gone afterwards."""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from pagedopt import PagedAdamW
+from pagedopt.units import parse_bytes
+
+_QUANTITY = re.compile(r"\d+(?:\.\d+)? ?(?:[KMGT]i)?B\b")
+_SELF_FD = Path("/proc/self/fd")
+
+needs_proc = pytest.mark.skipif(not _SELF_FD.exists(), reason="reads /proc to see open files and memory")
+
+
+@functools.cache
+def smallest_budget(page_size: int | str, prefetch_depth: int) -> int:
+    """Return the bytes of the working set, read from what the error says that a budget of one byte gets."""
+    params = [Parameter(torch.ones(1 << 20))]
+    params[0].grad = torch.ones(1 << 20)
+    with pytest.raises(ValueError, match="max_host_memory") as refused:
+        PagedAdamW(params, page_size=page_size, max_host_memory=1, prefetch_depth=prefetch_depth).step()
+    said = [parse_bytes(text) for text in _QUANTITY.findall(str(refused.value))]
+    assert said, f"no quantity of bytes in {refused.value}"
+    return max(said)
+
+
+def open_files_in(folder: Path) -> list[str]:
+    """Return the files of this process that are open in `folder`, those already unlinked too."""
+    links = []
+    for fd in _SELF_FD.iterdir():
+        try:
+            links.append(str(fd.readlink()))
+        except FileNotFoundError:  # the descriptor that listed the folder
+            continue
+    return [link for link in links if link.startswith(str(folder))]
+
+
+def wait_for_threads(count: int, seconds: float = 10.0) -> int:
+    """Return the number of threads once it fell to `count`, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while threading.active_count() > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return threading.active_count()
