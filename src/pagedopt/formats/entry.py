@@ -89,9 +89,8 @@ def moments_of(values: Mapping[int, Tensor]) -> Moments:
 def decoded_span(arrays: Sequence[Tensor], state_format: StateFormat, grid: Grid, start: int) -> Moments:
     """Return 8-bit state as moments, on its device.
 
-    Args:
-        arrays: codes and absmax of whole blocks, flat, in the order of `FIELDS`.
-        start: index of their first value in the parameter.
+    `arrays` are codes and absmax of whole blocks, flat, in the order of `FIELDS`; the first value has index `start` in
+    its parameter.
     """
     m, root = (
         decode(codes, _spread(absmax, state_format, grid, start, codes.numel()), signed=signed)
@@ -124,9 +123,9 @@ def _encode(values: Tensor, state_format: StateFormat, grid: Grid, *, signed: bo
 def _as_decoded(values: Tensor, codes: Tensor, absmax: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Return codes and absmax of signed values; where the values were once decoded, those that they were decoded from.
 
-    There is no code for -1, so a block whose largest |value| was negative is decoded to a smaller one, and encoding that
-    with its own absmax would move every code. Such a block is told by all its values being exact with the larger absmax
-    that it must have had. With this, state that goes through 32 bits and back is the same to the bit.
+    There is no code for -1, so a block whose largest |value| was negative is decoded to a smaller one, and encoding
+    that with its own absmax would move every code. Such a block is told by all its values being exact with the larger
+    absmax that it must have had. With this, state that goes through 32 bits and back is the same to the bit.
     """
     blocks = Blocks(0, values.numel(), grid.row_width)
 

@@ -8,8 +8,8 @@
 
 8-bit state is shown as it is wherever every cut between two processes lies between two blocks: then codes and absmax
 are cut like the parameter, and shards of any mesh are put together exactly. Elsewhere (one-dimensional parameters,
-narrow rows, rows cut inside a block, FSDP1) it is shown decoded, as `exp_avg` and `exp_avg_sq` in float32. Which of
-the two depends on the parameter's shape and on the way it is cut, not on the number of processes it is cut for.
+narrow rows, rows cut inside a block, FSDP1) it is shown decoded, as `exp_avg` and `exp_avg_sq` in float32. For shards
+of dimension 0 the parameter's shape alone says which, so any number of processes can load what any number saved.
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ class Store:
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    def place(
-        self, parameter: Tensor, state_format: StateFormat, *, part: Part, device: torch.device
-    ) -> Record:
+    def place(self, parameter: Tensor, state_format: StateFormat, *, part: Part, device: torch.device) -> Record:
         """Give `parameter` zeroed state: claim its segments, one after the other in the pages being filled.
 
         Raises:
