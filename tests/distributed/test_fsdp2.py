@@ -161,7 +161,7 @@ def _edited_in_place() -> list[bool]:
     optimizer.state[model.widen.weight]["exp_avg"].zero_()
     optimizer.state[param]["exp_avg_absmax"] = optimizer.state[param]["exp_avg_absmax"] * 2
     read = [bool(whole(optimizer.state[p]["exp_avg"]).any()) for p in (param, model.widen.weight, model.down.weight)]
-    return is_like_the_parameter + [not read[0], not read[1], read[2]]
+    return [*is_like_the_parameter, not read[0], not read[1], read[2]]
 
 
 def test_state_of_a_shard_is_live_and_like_its_parameter(pair: Cluster) -> None:
