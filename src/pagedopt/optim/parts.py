@@ -95,8 +95,9 @@ class Part:
             shape = (self.shape[0], blocks_per_row * columns)
         strides = torch.empty(shape, device="meta").stride()
         meta = TensorMeta(torch.Size(shape), strides, local.dtype)
+        spec = DTensorSpec(self.mesh, self.placements, tensor_meta=meta)
         # Not `from_local`: that moves the state of a mesh of accelerators onto them.
-        return DTensor(local, DTensorSpec(self.mesh, self.placements, tensor_meta=meta), requires_grad=False)
+        return DTensor(local, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
     def take(self, shown: Tensor) -> Tensor:
         """Return what is here of a tensor that is like the parameter.

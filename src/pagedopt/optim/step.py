@@ -84,8 +84,8 @@ class Step:
                 self.pages_updated += 1
                 self._update(page, frame)
         # Kernels write through addresses, which autograd must be told of.
-        changed = [self._params[operand] for operand in self._stepped if not self._params[operand].is_inference()]
-        torch.autograd.graph.increment_version(changed)
+        changed = {id(t): t for operand in self._stepped for t in (self._params[operand], plan.params[operand])}
+        torch.autograd.graph.increment_version([t for t in changed.values() if not t.is_inference()])
 
     def _measure(self, page: int, frame: Tensor) -> None:
         self._kernel.measure(self._plan.tables[page], frame, self._operands)
