@@ -19,7 +19,7 @@ from pagedopt.formats.ours import gnorms_of
 WRAPPER = "__bnb_optimizer_quant_state__"
 """Since 0.49.2 all but `step` is inside one dict under this key."""
 
-_BLOCK_SIZES = tuple(2**power for power in range(6, 14))
+_BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def is_bitsandbytes_entry(entry: Mapping[str, Any]) -> bool:
