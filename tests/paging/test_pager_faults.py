@@ -84,7 +84,9 @@ def outcome_of(run: Run, faults: Faults) -> str:
     if isinstance(error, StateLostError):
         outcome = "lost"
         assert "write" in operations(faults)
+        reads = run.tier.num_reads
         refuses_everything(run.pager, run.pages)
+        assert run.tier.num_reads == reads
     elif error is not None:
         outcome = "spill"
         assert isinstance(error, SpillError)

@@ -66,18 +66,21 @@ def test_several_users_share_the_open_page_until_it_is_closed() -> None:
         pager.pin(first)
 
 
-def test_pins_nest() -> None:
-    pager = simulated_pager(3, SimulatedTier())
+def test_pins_nest_and_one_dirty_unpin_is_enough() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(3, tier)
     (page,) = open_pages(pager, 1)
     frame = pager.pin(page)
     assert pager.pin(page).data_ptr() == frame.data_ptr()
-    pager.unpin(page, dirty=True)
     frame.fill_(3)
-    pager.unpin(page, dirty=False)
+    pager.unpin(page, dirty=True)
     others = open_pages(pager, 4)
     for _ in sweep(pager, others):
         pass
-    assert (pager.pin(page) == 3).all()
+    assert is_resident(pager, page)
+    pager.unpin(page, dirty=False)
+    pager.flush()
+    assert (tier.stored[page] == 3).all()
 
 
 def test_everything_resident_opens_no_tier_and_moves_nothing() -> None:
@@ -173,7 +176,7 @@ def test_paging_never_changes_a_bit(depth: int, spare: int, num_pages: int, seed
     tier = SimulatedTier()
     pager = simulated_pager(1 + 2 * depth + spare, tier, depth=depth)
     if drop:
-        pager.prefetch = lambda page: None  # type: ignore[method-assign]
+        pager._read_ahead = lambda entries: None  # type: ignore[method-assign]
     pages = open_pages(pager, num_pages)
     values = dict.fromkeys(pages, 0)
     for _ in range(6):
@@ -196,7 +199,7 @@ def test_dropping_every_prefetch_changes_only_time() -> None:
         tier = SimulatedTier()
         pager = simulated_pager(5, tier, depth=2)
         if drop:
-            pager.prefetch = lambda page: None  # type: ignore[method-assign]
+            pager._read_ahead = lambda entries: None  # type: ignore[method-assign]
         pages = open_pages(pager, 12)
         for step in range(4):
             add_one(pager, pages, tier, step)

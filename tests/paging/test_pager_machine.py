@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pagedopt.errors import BudgetError, SpillError
 from pagedopt.paging.device import DevicePager
+from pagedopt.paging.sweep import sweep
 from pagedopt.paging.table import PageState
 
 seeds = st.integers(0, 1 << 30)
@@ -97,19 +98,36 @@ class PagerMachine(RuleBasedStateMachine):
         assert bytes(frame.tolist()) == self.contents[page]
         self.pins.setdefault(page, []).append(frame)
 
+    @precondition(lambda self: self.claims)
+    @rule(seed=seeds, dirty=st.booleans())
+    def sweep_over_some(self, seed: int, dirty: bool) -> None:
+        if len(self.pins) == self.num_frames:
+            return
+        rng = random.Random(seed)
+        pages = [page for page in self.claims if rng.random() < 0.8]
+        for page, frame in sweep(self.pager, pages, dirty=dirty):
+            self.tier.check_idle(frame)
+            assert bytes(frame.tolist()) == self.contents[page]
+            if dirty:
+                self.fill(page, frame, rng.randrange(256))
+            self.tier.end_some(rng)
+
     @precondition(lambda self: self.pins)
     @rule(seed=seeds, value=st.integers(0, 255))
     def change_and_unpin(self, seed: int, value: int) -> None:
         page = self.pick(seed, list(self.pins))
-        used = self.used[page]
-        self.pins[page][-1][:used] = value
-        self.contents[page][:used] = bytes([value]) * used
+        self.fill(page, self.pins[page][-1], value)
         self.unpin(page, dirty=True)
 
     @precondition(lambda self: self.pins)
     @rule(seed=seeds)
     def look_and_unpin(self, seed: int) -> None:
         self.unpin(self.pick(seed, list(self.pins)), dirty=False)
+
+    def fill(self, page: int, frame: Tensor, value: int) -> None:
+        used = self.used[page]
+        frame[:used] = value
+        self.contents[page][:used] = bytes([value]) * used
 
     def unpin(self, page: int, *, dirty: bool) -> None:
         self.pager.unpin(page, dirty=dirty)

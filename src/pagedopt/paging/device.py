@@ -142,29 +142,23 @@ class DevicePager:
 
     def prefetch(self, page: int) -> None:
         """Start reading `page` if there is a frame for it: a hint, which changes nothing but time."""
-        with self._turn():
-            self._collect()
-            if page not in self._table or self._lost:
-                return
-            entry = self._table[page]
-            if entry.state is not PageState.EVICTED or not entry.is_stored:
-                return
-            frame = self._free_frame()
-            if frame is not None:
-                self._fill(entry, frame)
-                self._replacement.expect(page)
-                self._counters.prefetches += 1
-                self._notify("prefetch", entry)
+        if self._tier is not None:  # asked without the lock, as is right for a hint: else everything is resident
+            with self._turn():
+                if page in self._table:
+                    self._read_ahead([self._table[page]])
+
+    def look_ahead(self, page: int) -> None:
+        """Prefetch `page` and the `prefetch_depth` pages expected after it: what a sweep does before each page."""
+        if self._tier is not None:
+            with self._turn():
+                if page in self._table:
+                    entry = self._table[page]
+                    self._read_ahead([entry, *self._table.following(entry, self.prefetch_depth)])
 
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
         with self._turn():
             self._table.line_up(pages)
-
-    def upcoming(self, page: int) -> list[int]:
-        """Return the `prefetch_depth` pages expected after `page`."""
-        with self._turn():
-            return [entry.number for entry in self._table.following(self._table[page], self.prefetch_depth)]
 
     def flush(self) -> None:
         """Write every dirty page home, except pinned ones, and end all transfers.
@@ -373,6 +367,19 @@ class DevicePager:
             return None
         self._leave(self._table[victim])
         return self._free_frame()
+
+    def _read_ahead(self, entries: list[Page]) -> None:
+        self._collect()
+        for entry in entries:
+            if entry.state is not PageState.EVICTED or not entry.is_stored or self._lost:
+                continue
+            frame = self._free_frame()
+            if frame is None:
+                return
+            self._fill(entry, frame)
+            self._replacement.expect(entry.number)
+            self._counters.prefetches += 1
+            self._notify("prefetch", entry)
 
     def _fill(self, entry: Page, frame: Frame) -> None:
         entry.frame, entry.state = frame, PageState.READING

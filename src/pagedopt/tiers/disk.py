@@ -33,8 +33,8 @@ from pagedopt.tiers.buffers import DIRECT_ALIGNMENT, bytes_of, is_aligned, new_h
 from pagedopt.tiers.spill_file import SpillFile
 from pagedopt.units import format_bytes
 
-NUM_THREADS = 4
-"""Two reads and two writes under way keep a fast disk busy while others compute checksums."""
+NUM_THREADS = 8
+"""Four transfers keep a fast disk busy; as many more threads hold reads that wait for the write before them."""
 
 MAX_EXTENT_NBYTES = 256 << 20
 """Room is taken in extents that double up to this: few of them, so that pages lie in one piece."""
