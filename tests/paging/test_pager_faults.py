@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from simulated import Faults, SimulatedTier, open_pages, simulated_pager
-from test_pager_machine import check_invariants
+from simulated import Faults, SimulatedTier, check_invariants, open_pages, simulated_pager
 
 from pagedopt.errors import PagedOptError, SpillError, StateLostError
 from pagedopt.paging.device import DevicePager

@@ -100,15 +100,21 @@ class DiskTier:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, into):
             return self._start(slot, partial(_read, file, slot, into), after)
-        staging = self._staging.take(slot.nbytes)
+        try:
+            staging = self._staging.take(slot.nbytes)
+        except MemoryError as error:
+            return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
         return _StagedRead(self._start(slot, partial(_read, file, slot, staging), after), staging, into, self._staging)
 
     def write(self, page: int, source: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, source):
             return self._start(slot, partial(_write, file, slot, source), after)
-        staging = self._staging.take(slot.nbytes)
-        staging.copy_(source)
+        try:
+            staging = self._staging.take(slot.nbytes)
+            staging.copy_(source)
+        except (MemoryError, RuntimeError) as error:  # no memory, or the device refused the copy
+            return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
         return self._start(slot, partial(_write_staged, file, slot, staging, self._staging), after)
 
     def release(self, page: int) -> None:
