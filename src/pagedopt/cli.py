@@ -73,7 +73,7 @@ def options(
 @app.command()
 def demo(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 120,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 100,
     budget: Annotated[str, typer.Option(help="Memory for paged state: bytes (4MiB) or a share of the state.")] = "25%",
     params: Annotated[str, typer.Option(help="The least number of parameters of the model.")] = "8M",
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the two pictures.")] = Path("out"),
