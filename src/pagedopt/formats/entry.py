@@ -7,17 +7,21 @@ Entry.arrays(...)       the arrays of our format, converted if they have to be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagedopt.codecs.base import StateFormat
-from pagedopt.codecs.blockwise import decode, decode_moment, encode, encode_moment, floored, keepable
+from pagedopt.codecs.base import FIELDS, StateFormat
+from pagedopt.codecs.blockwise import Blocks, decode, encode, encode_moment, floored, keepable
+from pagedopt.codecs.codebook import sorted_values
 from pagedopt.errors import CheckpointError
 from pagedopt.layout import Grid, grid_of
+
+_MOST_NEGATIVE = -sorted_values(signed=True)[0].item()
+"""The size of the most negative value of the codebook of `exp_avg`; its largest is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +80,70 @@ def to_arrays(moments: Moments, state_format: StateFormat, grid: Grid) -> dict[i
     return arrays
 
 
+def moments_of(values: Mapping[int, Tensor]) -> Moments:
+    """Return the arrays of 32-bit state as moments."""
+    flat = {index: array.reshape(-1) for index, array in values.items()}
+    return Moments(flat[0], flat[1], flat.get(2))
+
+
+def decoded_span(arrays: Sequence[Tensor], state_format: StateFormat, grid: Grid, start: int) -> Moments:
+    """Return 8-bit state as moments, on its device.
+
+    `arrays` are codes and absmax of whole blocks, flat, in the order of `FIELDS`; the first value has index `start` in
+    its parameter.
+    """
+    m, root = (
+        decode(codes, _spread(absmax, state_format, grid, start, codes.numel()), signed=signed)
+        for codes, absmax, signed in ((arrays[0], arrays[2], True), (arrays[1], arrays[3], False))
+    )
+    return Moments(m, root * root)
+
+
+def _spread(absmax: Tensor, state_format: StateFormat, grid: Grid, start: int, numel: int) -> Tensor:
+    """Return for each value the absmax that it is scaled by."""
+    return Blocks(start, numel, grid.row_width).spread(absmax) if state_format is StateFormat.BLOCKWISE8 else absmax
+
+
 def from_arrays(arrays: Mapping[int, Tensor], state_format: StateFormat, grid: Grid) -> Moments:
     """Return the arrays of a format as moments."""
-    flat = {index: array.reshape(-1) for index, array in arrays.items()}
     if not state_format.is_8bit:
-        return Moments(flat[0], flat[1], flat.get(2))
-    m = _decode(flat[0], flat[2], state_format, grid, signed=True)
-    root = _decode(flat[1], flat[3], state_format, grid, signed=False)
-    return Moments(m, root * root)
+        return moments_of(arrays)
+    flat = [arrays[index].reshape(-1) for index in range(len(FIELDS[state_format]))]
+    return decoded_span(flat, state_format, grid, 0)
 
 
 def _encode(values: Tensor, state_format: StateFormat, grid: Grid, *, signed: bool) -> tuple[Tensor, Tensor]:
     if state_format is StateFormat.BLOCKWISE8:
-        return encode_moment(values, row_width=grid.row_width, signed=signed)
+        codes, absmax = encode_moment(values, row_width=grid.row_width, signed=signed)
+        return _as_decoded(values, codes, absmax, grid) if signed else (codes, absmax)
     absmax = floored(values.abs().amax() if values.numel() else values.new_zeros(()))
     return encode(values, absmax, signed=signed), absmax
 
 
-def _decode(codes: Tensor, absmax: Tensor, state_format: StateFormat, grid: Grid, *, signed: bool) -> Tensor:
-    if state_format is StateFormat.BLOCKWISE8:
-        return decode_moment(codes, absmax, row_width=grid.row_width, signed=signed)
-    return decode(codes, absmax, signed=signed)
+def _as_decoded(values: Tensor, codes: Tensor, absmax: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return codes and absmax of signed values; where the values were once decoded, those that they were decoded from.
+
+    There is no code for -1, so a block whose largest |value| was negative is decoded to a smaller one, and encoding
+    that with its own absmax would move every code. Such a block is told by all its values being exact with the larger
+    absmax that it must have had. With this, state that goes through 32 bits and back is the same to the bit.
+    """
+    blocks = Blocks(0, values.numel(), grid.row_width)
+
+    def is_exact(trial: Tensor, scale: Tensor) -> Tensor:
+        differs = decode(trial, blocks.spread(scale), signed=True) != values
+        return blocks.absmax(differs.float()) == 0
+
+    kept, kept_codes = absmax.reshape(-1), codes
+    guess = kept / _MOST_NEGATIVE
+    for scale in (guess, guess.nextafter(torch.zeros(())), guess.nextafter(torch.tensor(torch.inf))):
+        inexact = ~is_exact(kept_codes, kept)
+        if not inexact.any():
+            break
+        trial = encode(values, blocks.spread(scale), signed=True)
+        found = inexact & is_exact(trial, scale)
+        kept = torch.where(found, scale, kept)
+        kept_codes = torch.where(blocks.spread(found), trial, kept_codes)
+    return kept_codes, kept.view(absmax.shape)
 
 
 def step_of(entry: Mapping[str, Any]) -> float:

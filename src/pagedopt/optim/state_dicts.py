@@ -20,9 +20,9 @@ from pagedopt.errors import CheckpointError
 from pagedopt.formats.entry import Entry
 from pagedopt.formats.recognise import recognise
 from pagedopt.optim.arguments import StateOptions, check_hyperparameters
-from pagedopt.optim.gradients import local_tensor
+from pagedopt.optim.parts import Part, part_of
 from pagedopt.optim.snapshots import allocator_for
-from pagedopt.optim.state import StateMap, snapshot
+from pagedopt.optim.state import GNORM_HISTORY, STEP, StateMap, snapshot
 from pagedopt.optim.store import Record, Store
 
 _KEPT_BY_THE_CLASS = ("optim_bits", "min_8bit_size", "block_wise")
@@ -103,12 +103,13 @@ class Incoming:
 
     entry: Entry
     state_format: StateFormat
+    part: Part
     name: str
 
     @property
     def is_conversion(self) -> bool:
         """Whether precision changes: decoded codes are no better than codes, and encoding rounds."""
-        return self.entry.is_8bit != self.state_format.is_8bit
+        return self.entry.is_8bit != (self.state_format.is_8bit and not self.part.shows_decoded(self.state_format))
 
     def write(self, store: Store, record: Record) -> None:
         """Write the entry into the pages of `record`."""
@@ -129,12 +130,27 @@ def check_entries(
     for param, entry in entries.items():
         if not isinstance(param, Tensor) or not entry:
             continue
+        part = part_of(param)
         try:
-            read = recognise(entry, tuple(local_tensor(param).shape))
+            read = recognise(_part_here(entry, part), part.local_shape)
         except CheckpointError as error:
             raise CheckpointError(f"the state of {name_of(param)} cannot be loaded: {error}") from error
-        incoming[param] = Incoming(read, format_for(param), name_of(param))
+        incoming[param] = Incoming(read, format_for(param), part, name_of(param))
     return incoming
+
+
+def _part_here(entry: Any, part: Part) -> Any:
+    """Return an entry with what is here of its distributed tensors."""
+    if part.mesh is None or not isinstance(entry, Mapping):
+        return entry
+    here = {}
+    for key, value in entry.items():
+        is_whole = not isinstance(value, Tensor) or key in (STEP, GNORM_HISTORY)
+        try:
+            here[key] = value if is_whole else part.take(value)
+        except ValueError as error:
+            raise CheckpointError(f"{key} cannot be taken in: {error}") from error
+    return here
 
 
 def warn_of_conversions(incoming: Iterable[Incoming]) -> None:

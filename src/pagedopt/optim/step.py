@@ -11,7 +11,7 @@ from pagedopt.kernels.args import Kernel, Operands, new_absmax
 from pagedopt.layout import Segment
 from pagedopt.optim.clipping import clip_scale
 from pagedopt.optim.counters import StepCounters
-from pagedopt.optim.gradients import local_tensor
+from pagedopt.optim.parts import local_gradient, local_tensor
 from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
 from pagedopt.optim.strided import gather, scatter
@@ -26,8 +26,11 @@ class Step:
         self._kernel = kernel
         self._counters = counters
         self._params = [local_tensor(param) for param in plan.params]
-        self._grads = [None if grad is None else local_tensor(grad) for grad in grads]
-        self._is_live = [grad is not None and grad.numel() > 0 for grad in grads]
+        self._grads = [
+            None if grad is None else local_gradient(param, grad)
+            for param, grad in zip(plan.params, grads, strict=True)
+        ]
+        self._is_live = [grad is not None and grad.numel() > 0 for grad in self._grads]
         self._stepped = [operand for operand, grad in enumerate(grads) if grad is not None]
         self._strided = self._find_strided()
         self._gnorms_before: dict[int, Tensor | None] = {}
@@ -81,8 +84,8 @@ class Step:
                 self.pages_updated += 1
                 self._update(page, frame)
         # Kernels write through addresses, which autograd must be told of.
-        changed = [self._params[operand] for operand in self._stepped if not self._params[operand].is_inference()]
-        torch.autograd.graph.increment_version(changed)
+        changed = {id(t): t for operand in self._stepped for t in (self._params[operand], plan.params[operand])}
+        torch.autograd.graph.increment_version([t for t in changed.values() if not t.is_inference()])
 
     def _measure(self, page: int, frame: Tensor) -> None:
         self._kernel.measure(self._plan.tables[page], frame, self._operands)

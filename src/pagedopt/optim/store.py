@@ -3,9 +3,9 @@
     Record   one parameter: its format, its segments (page, offsets), its step and, with clipping, its gradient norms
     Store    the records of one optimizer; reads and writes whole arrays through the pager, page by page
 
-What is read is a copy. It is watched: if its bytes changed by the next time the store is used, they go back into the
+What is shown is a copy. It is watched: if its bytes changed by the next time the store is used, they go back into the
 pages, and while somebody holds it, it is brought up to date after every step. So `state[p]["exp_avg"].zero_()` does
-what it says.
+what it says. `optim.parts` says how a parameter that is cut over processes is shown.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from xxhash import xxh3_64_intdigest
 
 from pagedopt.codecs.base import FIELDS, Field, Per, StateFormat
 from pagedopt.errors import StateLostError
-from pagedopt.layout import Grid, Segment, fit, grid_of
+from pagedopt.formats.entry import decoded_span, grid_for, moments_of, to_arrays
+from pagedopt.layout import Grid, Segment, fit
 from pagedopt.optim.counters import StepCounters
+from pagedopt.optim.parts import Part
 from pagedopt.paging.pager import DevicePager, Pager
 from pagedopt.tiers.buffers import bytes_of
 
@@ -39,7 +41,7 @@ class Record:
     """The state of one parameter.
 
     Attributes:
-        shape: shape of the parameter's part that is here (a shard's own shape).
+        part: the part of the parameter that is here.
         segments: `(page, segment)` in the order of the parameter's values.
         slot: its step, in the store's counters.
         gnorm_history: float32 [100] squared gradient norms, once percentile clipping has seen the parameter.
@@ -47,7 +49,7 @@ class Record:
 
     state_format: StateFormat
     grid: Grid
-    shape: tuple[int, ...]
+    part: Part
     device: torch.device
     pager: DevicePager
     slot: int
@@ -59,11 +61,25 @@ class Record:
         """Bytes of state in pages."""
         return sum(segment.nbytes for _, segment in self.segments)
 
+    @property
+    def is_decoded(self) -> bool:
+        """Whether 8-bit state is shown as values."""
+        return self.part.shows_decoded(self.state_format)
+
+    @property
+    def shown(self) -> tuple[Field, ...]:
+        """The arrays that `optimizer.state[p]` has."""
+        return FIELDS[StateFormat.FLOAT32 if self.is_decoded else self.state_format]
+
     def array_shape(self, array: Field) -> tuple[int, ...]:
-        """Return the shape that `array` has in `optimizer.state[p]`."""
+        """Return the shape that the part of `array` has that is here."""
         if array.per is Per.VALUE:
-            return self.shape
+            return self.part.local_shape
         return (self.grid.num_rows, self.grid.blocks_per_row) if array.per is Per.BLOCK else (1, 1)
+
+    def as_shown(self, array: Field, local: Tensor) -> Tensor:
+        """Return the part of `array` that is here as `optimizer.state[p]` has it."""
+        return self.part.show(local, self.grid.blocks_per_row if array.per is Per.BLOCK else None)
 
 
 @dataclass(slots=True)
@@ -97,17 +113,15 @@ class Store:
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    def place(
-        self, parameter: Tensor, state_format: StateFormat, *, local: Tensor, global_shape: tuple[int, ...]
-    ) -> Record:
+    def place(self, parameter: Tensor, state_format: StateFormat, *, part: Part, device: torch.device) -> Record:
         """Give `parameter` zeroed state: claim its segments, one after the other in the pages being filled.
 
         Raises:
             SpillError, BudgetError: there is no room; nothing is claimed.
         """
-        pager = self.pager.on(local.device)
-        grid = grid_of(global_shape, local.numel(), state_format)
-        record = Record(state_format, grid, tuple(local.shape), local.device, pager, self.counters.new())
+        pager = self.pager.on(device)
+        grid = grid_for(part.local_shape, state_format)
+        record = Record(state_format, grid, part, device, pager, self.counters.new())
         claims: list[tuple[DevicePager, int]] = []
         try:
             with _PLACING:
@@ -128,7 +142,7 @@ class Store:
         record = self.records.pop(parameter, None)
         if record is None:
             return
-        for index in range(len(FIELDS[record.state_format])):
+        for index in range(len(record.shown)):
             self._lent.pop((id(record), index), None)
         self.counters.free(record.slot)
         _release({0: self._claims.pop(id(record))})
@@ -156,15 +170,39 @@ class Store:
     # -- arrays -------------------------------------------------------------------------------------------------------
 
     def read(self, record: Record, into: Mapping[int, Tensor]) -> None:
-        """Fill CPU tensors with arrays of `record`, each named by its index in `FIELDS`; each page is pinned once."""
+        """Fill CPU tensors with shown arrays of `record`, each named by its index in `shown`; a page is pinned once."""
+        if record.is_decoded:
+            self._read_decoded(record, into)
+            return
         for page, segment, places in self._places(record, list(into)):
             with _pinned(record.pager, page, dirty=False) as frame:
                 for index, (start, stop) in places.items():
                     target = into[index].view(-1)[start:stop]
                     target.copy_(_array(frame, record, segment, index))
 
+    @staticmethod
+    def _read_decoded(record: Record, into: Mapping[int, Tensor]) -> None:
+        kept = range(len(FIELDS[record.state_format]))
+        for page, segment in record.segments:
+            with _pinned(record.pager, page, dirty=False) as frame:
+                arrays = [_array(frame, record, segment, index) for index in kept]
+                moments = decoded_span(arrays, record.state_format, record.grid, segment.start)
+                for index, values in enumerate((moments.exp_avg, moments.exp_avg_sq)):
+                    if index in into:
+                        into[index].view(-1)[segment.start : segment.stop].copy_(values)
+
+    def overwrite(self, record: Record, arrays: Mapping[int, Tensor]) -> None:
+        """Overwrite shown arrays of `record`, each named by its index in `shown`, with tensors from any device."""
+        if not record.is_decoded:
+            self.write(record, arrays)
+            return
+        whole = {i: torch.empty(record.array_shape(field), device="cpu") for i, field in enumerate(record.shown)}
+        self.read(record, whole)
+        whole.update(arrays)
+        self.write(record, to_arrays(moments_of(whole), record.state_format, record.grid))
+
     def write(self, record: Record, arrays: Mapping[int, Tensor]) -> None:
-        """Overwrite arrays of `record` with tensors of their shape and element type, from any device."""
+        """Overwrite arrays of `record`, as its format keeps them, with tensors of their shape and element type."""
         flat = {index: array.contiguous().view(-1) for index, array in arrays.items()}
         for page, segment, places in self._places(record, list(arrays)):
             with _pinned(record.pager, page, dirty=True) as frame:
@@ -186,21 +224,21 @@ class Store:
     # -- lent copies --------------------------------------------------------------------------------------------------
 
     def lend(self, record: Record, index: int) -> Tensor:
-        """Return an array of `record` as a CPU tensor whose in-place changes reach the pages."""
+        """Return a shown array of `record` as a CPU tensor whose in-place changes reach the pages."""
         with self.lock:
             self.settle()
             self.check_whole()
             lent = self._lent.get((id(record), index))
             held = lent.holder() if lent is not None else None
+            array = record.shown[index]
             if held is not None:
-                return held
-            array = FIELDS[record.state_format][index]
+                return record.as_shown(array, held)
             with torch.inference_mode(mode=False), torch.no_grad():
                 out = torch.empty(record.array_shape(array), dtype=array.dtype, device="cpu")
                 self.read(record, {index: out})
                 alias = out.detach()
             self._lent[(id(record), index)] = _Lent(record, index, alias, weakref.ref(out), _digest(alias))
-            return out
+            return record.as_shown(array, out)
 
     def settle(self) -> None:
         """Write changed copies back into the pages and forget those that nobody holds."""
@@ -209,7 +247,7 @@ class Store:
             digest = _digest(lent.alias)
             if digest != lent.digest:
                 self.check_whole()
-                self.write(lent.record, {lent.index: lent.alias})
+                self.overwrite(lent.record, {lent.index: lent.alias})
                 lent.digest = digest
             if not held:
                 del self._lent[key]
