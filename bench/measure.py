@@ -9,6 +9,7 @@ A candidate is checked before it is timed. One that is wrong, or cannot run, is 
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -167,6 +168,7 @@ def compete(
     say: Callable[[str], object] = lambda _: None,
 ) -> tuple[list[Timing], list[Refusal]]:
     """Check all candidates, then time the right ones by turns."""
+    gc.collect()  # optimizers end in cycles, and those of the contest before hold memory that this one needs
     turns: list[_Turn] = []
     refusals: list[Refusal] = []
     for candidate in candidates:
