@@ -4,6 +4,7 @@ PYTHON ?= python3
 TEST_PROCESSES ?= 2
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+BENCH ?= cpu
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
@@ -15,7 +16,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format pins clean
+.PHONY: help demo test bench check format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +26,9 @@ demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (D
 
 test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 $(PYTEST_FLAGS)
+
+bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
+	$(BIN)/python -m bench $(BENCH)
 
 check: $(STAMPS)/check  ## lint, format, types, and who may import whom
 	$(BIN)/ruff check .
@@ -52,7 +56,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
 
-USES := $(addprefix $(STAMPS)/,build demo test check)
+USES := $(addprefix $(STAMPS)/,build demo test bench check)
 $(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
 	$(PIP) -r requirements/$*.txt
 	touch $@

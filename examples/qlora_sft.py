@@ -119,7 +119,7 @@ def build_small_model(folder: Path) -> str:
         vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=4,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from pagedopt import __version__
 from pagedopt.errors import PagedOptError
 from pagedopt.units import parse_bytes, parse_count
 
@@ -57,7 +57,7 @@ def _need(package: str, *, extra: str) -> None:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"pagedopt {version('pagedopt')}")
+        typer.echo(f"pagedopt {__version__}")
         raise typer.Exit
 
 
@@ -73,7 +73,7 @@ def options(
 @app.command()
 def demo(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 120,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 100,
     budget: Annotated[str, typer.Option(help="Memory for paged state: bytes (4MiB) or a share of the state.")] = "25%",
     params: Annotated[str, typer.Option(help="The least number of parameters of the model.")] = "8M",
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the two pictures.")] = Path("out"),

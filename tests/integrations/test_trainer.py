@@ -147,7 +147,10 @@ def test_losses_end_within_the_spread_of_seeds_of_adamw_torch(tmp_path: Path) ->
 
 def test_logs_say_what_paging_did(tmp_path: Path) -> None:
     trainer = new_trainer(
-        tmp_path, optimizer_cls_and_kwargs=(PagedAdamW8bit, dict(PAGED)), callbacks=[PagingCallback()]
+        tmp_path,
+        optimizer_cls_and_kwargs=(PagedAdamW8bit, dict(PAGED)),
+        callbacks=[PagingCallback()],
+        save_strategy="no",
     )
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

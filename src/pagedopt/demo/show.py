@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import pagedopt
-from pagedopt.demo.model import Transformer, count_params, new_transformer, shape_for
+from pagedopt.demo.model import Transformer, new_transformer, shape_for
 from pagedopt.demo.outcome import Outcome
 from pagedopt.demo.paging import Budget, PagingMeter, PagingUse, open_pager
 from pagedopt.demo.pictures import draw_losses, draw_residency
@@ -61,15 +61,12 @@ def show(options: Options, console: Console) -> bool:
 def _train_all(recipe: Recipe, corpus: Corpus, options: Options, console: Console) -> Outcome:
     model = new_transformer(recipe.shape, seed=options.seed, device=recipe.device)
     pager = open_pager(model, options.budget, recipe.device)
-    _print_plan(console, recipe, corpus, num_params=count_params(model), budget=options.budget)
-    try:
-        with _progress(console) as progress:
-            baseline = _train_baseline(recipe, corpus, options.seed, progress)
-            paged, use = _train_paged(model, recipe, corpus, options.seed, pager, progress)
-            reseeded = _train_baseline(recipe, corpus, options.seed + 1, progress)
-        return Outcome(baseline, reseeded, paged, use)
-    finally:
-        pager.close()
+    _print_plan(console, recipe, corpus, options.budget)
+    with _progress(console) as progress:
+        baseline = _train_baseline(recipe, corpus, options.seed, progress)
+        paged, use = _train_paged(model, recipe, corpus, options.seed, pager, progress)
+        reseeded = _train_baseline(recipe, corpus, options.seed + 1, progress)
+    return Outcome(baseline, reseeded, paged, use)
 
 
 def _train_baseline(recipe: Recipe, corpus: Corpus, seed: int, progress: Progress) -> Run:
@@ -116,10 +113,10 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _print_plan(console: Console, recipe: Recipe, corpus: Corpus, *, num_params: int, budget: Budget) -> None:
+def _print_plan(console: Console, recipe: Recipe, corpus: Corpus, budget: Budget) -> None:
     shape = recipe.shape
     console.print(
-        f"A transformer of {num_params:,} parameters ({shape.depth} layers of width {shape.width}, context "
+        f"A transformer of {shape.num_params:,} parameters ({shape.depth} layers of width {shape.width}, context "
         f"{shape.context}) learns the next byte of Python's standard library: {corpus.num_files} files, "
         f"{format_bytes(len(corpus.train))} to train on, {format_bytes(len(corpus.validation))} to validate with. "
         f"Budget of the paged run: {budget}. Device: {recipe.device}, {torch.get_num_threads()} threads.",

@@ -254,6 +254,8 @@ class PagedOptimizer(torch.optim.Optimizer):
                     self._place(param, self._format_for(param))
 
     def _place_missing(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        if self._is_placed(params):
+            return
         records = self._store.records
         for param, grad in zip(params, grads, strict=True):
             if grad is None:
@@ -263,6 +265,13 @@ class PagedOptimizer(torch.optim.Optimizer):
                 self._place(param, self._format_for(param))
             elif record.device != param.device or record.part.local_shape != tuple(local_tensor(param).shape):
                 self._move(param, record)
+
+    def _is_placed(self, params: Sequence[Tensor]) -> bool:
+        """Return whether all of an optimizer's parameters have state that fits them: the usual case, told quickly."""
+        plans = self._plans.get(None, ())
+        if len(plans) != 1 or plans[0].is_distributed or len(plans[0].params) != len(params):
+            return False
+        return plans[0].fits(params)
 
     def _move(self, param: Tensor, record: Record) -> None:
         """Bring the state of a parameter that went to another device there (`model.to(device)` keeps the object)."""

@@ -115,11 +115,9 @@ class DevicePager:
         with self._turn():
             self._refuse_lost()
             entry = self._table[page]
-            is_fault = self._occupy(entry)
-            self._counters.faults += is_fault
-            self._counters.hits += not is_fault
-            self._notify("fault" if is_fault else "hit", entry)
-            self._settle(entry, may_retry=not is_fault)
+            self._count_use(entry)
+            is_read_here = self._occupy(entry)
+            self._settle(entry, may_retry=not is_read_here)
             entry.pins += 1
             self._replacement.pin(page)
             self._count_pin(+1)
@@ -142,29 +140,23 @@ class DevicePager:
 
     def prefetch(self, page: int) -> None:
         """Start reading `page` if there is a frame for it: a hint, which changes nothing but time."""
-        with self._turn():
-            self._collect()
-            if page not in self._table or self._lost:
-                return
-            entry = self._table[page]
-            if entry.state is not PageState.EVICTED or not entry.is_stored:
-                return
-            frame = self._free_frame()
-            if frame is not None:
-                self._fill(entry, frame)
-                self._replacement.expect(page)
-                self._counters.prefetches += 1
-                self._notify("prefetch", entry)
+        if self._tier is not None:  # asked without the lock, as is right for a hint: else everything is resident
+            with self._turn():
+                if page in self._table:
+                    self._read_ahead([self._table[page]])
+
+    def look_ahead(self, page: int) -> None:
+        """Prefetch `page` and the `prefetch_depth` pages expected after it: what a sweep does before each page."""
+        if self._tier is not None:
+            with self._turn():
+                if page in self._table:
+                    entry = self._table[page]
+                    self._read_ahead([entry, *self._table.following(entry, self.prefetch_depth)])
 
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
         with self._turn():
             self._table.line_up(pages)
-
-    def upcoming(self, page: int) -> list[int]:
-        """Return the `prefetch_depth` pages expected after `page`."""
-        with self._turn():
-            return [entry.number for entry in self._table.following(self._table[page], self.prefetch_depth)]
 
     def flush(self) -> None:
         """Write every dirty page home, except pinned ones, and end all transfers.
@@ -230,6 +222,11 @@ class DevicePager:
                 disk_nbytes=usage.disk_nbytes,
                 budget_nbytes=self._frames.budget_nbytes,
             )
+
+    def describe(self) -> str:
+        """Return in words where pages go that have no frame."""
+        with self._turn():
+            return "every page has a frame" if self._tier is None else self._tier.describe()
 
     @property
     def working_set(self) -> int:
@@ -374,6 +371,22 @@ class DevicePager:
         self._leave(self._table[victim])
         return self._free_frame()
 
+    def _read_ahead(self, entries: list[Page]) -> None:
+        self._collect()
+        for entry in entries:
+            if entry.state is not PageState.EVICTED or not entry.is_stored or self._lost:
+                continue
+            try:
+                frame = self._free_frame()
+            except (MemoryError, RuntimeError):  # none can be allocated: the pin that needs one will say so
+                return
+            if frame is None:
+                return
+            self._fill(entry, frame)
+            self._replacement.expect(entry.number)
+            self._counters.prefetches += 1
+            self._notify("prefetch", entry)
+
     def _fill(self, entry: Page, frame: Frame) -> None:
         entry.frame, entry.state = frame, PageState.READING
         pending, frame.pending = frame.pending, None
@@ -441,23 +454,24 @@ class DevicePager:
                 self._leave(self._table[victim])
 
     def _leave(self, entry: Page) -> None:
-        self._replacement.forget(entry.number)
         if entry.state is PageState.READING:
             self._outlast(entry)
         if entry.state is PageState.RESIDENT:
-            entry.state = PageState.LEAVING
-            self._leaving[entry.number] = entry
             if entry.is_dirty:
                 self._write(entry)
+            entry.state = PageState.LEAVING
+            self._leaving[entry.number] = entry
+            self._replacement.forget(entry.number)
 
     def _write(self, entry: Page) -> None:
         assert self._tier is not None
         assert entry.frame is not None
         if entry.number in self._writing:  # ended long ago, as the page was read since
             self._end_write(entry.number)
-        entry.transfer = self._tier.write(entry.number, entry.frame.buffer)
+        transfer = self._tier.write(entry.number, entry.frame.buffer)
+        self._writing[entry.number] = entry, transfer  # before it counts as clean: an interrupt may come in between
+        entry.transfer = transfer
         entry.is_dirty, entry.is_stored = False, True
-        self._writing[entry.number] = entry, entry.transfer
         self._counters.bytes_written[self._tier.home(entry.number)] += self.page_nbytes
         self._notify("write", entry)
 
@@ -467,13 +481,17 @@ class DevicePager:
             self._end_write(number)
 
     def _end_write(self, number: int) -> None:
-        entry, transfer = self._writing.pop(number)
+        entry, transfer = self._writing[number]
+        failure: SpillError | None = None
         try:
             self._wait(transfer)
         except SpillError as error:
-            self._lose(entry, error)
+            failure = error
+        del self._writing[number]  # not before the wait, which an interrupt may end
         if entry.transfer is transfer:
             entry.transfer = None
+        if failure is not None:
+            self._lose(entry, failure)
 
     def _evict(self, entry: Page) -> Frame:
         """Take the frame of a leaving page; whoever uses it follows the page's write."""
@@ -542,6 +560,14 @@ class DevicePager:
             transfer.wait()
         finally:
             self._counters.stalled_seconds += time.perf_counter() - start
+
+    def _count_use(self, entry: Page) -> None:
+        if entry.frame is None:
+            self._counters.faults += 1
+            self._notify("fault", entry)
+        else:
+            self._counters.hits += 1
+            self._notify("hit", entry)
 
     def _notify(self, event: str, entry: Page) -> None:
         if self._observer is not None:
