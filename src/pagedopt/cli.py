@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -47,6 +48,13 @@ def _read_with(parse: Callable[..., Argument], text: str, option: str) -> Argume
         raise typer.BadParameter(str(error), param_hint=f"'{option}'") from None
 
 
+def _need(package: str, *, extra: str) -> None:
+    """End the command with code 1 if an optional `package` is not installed, and say how it would be."""
+    if find_spec(package) is None:
+        typer.echo(f'error: this command needs {package}; pip install "pagedopt[{extra}]"', err=True)
+        raise typer.Exit(1)
+
+
 def _print_version(is_asked: bool) -> None:
     if is_asked:
         typer.echo(f"pagedopt {version('pagedopt')}")
@@ -65,7 +73,7 @@ def options(
 @app.command()
 def demo(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 200,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 120,
     budget: Annotated[str, typer.Option(help="Memory for paged state: bytes (4MiB) or a share of the state.")] = "25%",
     params: Annotated[str, typer.Option(help="The least number of parameters of the model.")] = "8M",
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the two pictures.")] = Path("out"),
@@ -78,6 +86,7 @@ def demo(
 
     Example: pagedopt demo --steps 50 --budget 10% --out pictures
     """
+    _need("matplotlib", extra="demo")
     from rich.console import Console
 
     from pagedopt.demo.paging import parse_budget

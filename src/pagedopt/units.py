@@ -57,7 +57,7 @@ def parse_count(text: str, *, name: str = "count") -> int:
     match = _COUNT.fullmatch(text)
     count = round(float(match["number"]) * _COUNT_SCALE[match["scale"].lower()]) if match else 0
     if count < 1:
-        raise ValueError(f'{name} must be a count such as 8000000, "8M" or "7B", got {text!r}')
+        raise ValueError(f'{name} must look like 8000000, "8M" or "7B", got {text!r}')
     return count
 
 

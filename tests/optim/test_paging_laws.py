@@ -1,4 +1,4 @@
-"""The laws of the architecture, seen from the optimizer: bits, hints, empty pages, lost writes, threads, bytes, budgets."""
+"""The laws of paging, seen from the optimizer: bits, hints, new pages, lost writes, threads, bytes moved, budgets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
-from child import report_of
+from child import report_of, run_python
 from oracle import assert_same_params, assert_same_state, random_grads, random_params, train, twins
 from pagedopt import (
     AdamW,
@@ -362,7 +362,7 @@ def test_only_live_pages_move(cls: Any, tmp_path: Path) -> None:
 def test_a_budget_below_the_working_set_is_refused_saying_the_smallest_that_works(
     page_size: Any, depth: int, tmp_path: Path
 ) -> None:
-    """A `BudgetError`, which is a `ValueError`, before anything is changed; what it says works, a byte less does not."""
+    """A `BudgetError`, which is a `ValueError`, before anything is changed; what it says works, a byte less not."""
     smallest = smallest_budget(page_size, depth)
     params = random_params([(1200, 1000)])
     paging: dict[str, Any] = {"page_size": page_size, "prefetch_depth": depth, "spill_dir": tmp_path}
@@ -561,19 +561,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(os.name != "posix", reason="unlinked files are a thing of POSIX systems")
 def test_a_killed_process_leaves_no_spill_file(tmp_path: Path) -> None:
-    from child import run_python
-
     done = run_python(_KILLED, tmp_path, smallest_budget("64KiB", 1))
     assert "alive" in done.stdout
     assert done.returncode == -9
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a system that can be out of room on demand")
 def test_a_folder_that_cannot_hold_the_state_fails_before_a_parameter_changes(tmp_path: Path) -> None:
     """Room is taken at the first step, not in the middle of one; the error says how much and where."""
-    import resource
-
+    resource = pytest.importorskip("resource", reason="needs a system that can refuse room on demand")
     params = random_params(SHAPES)
     before = [p.detach().clone() for p in params]
     opt = PagedAdamW(params, **_smallest(tmp_path))

@@ -9,4 +9,6 @@
     report      the outcome as a table and a verdict
     pictures    the outcome as two PNG files
     show        the order in which all that happens, live
+
+Nothing outside imports it but the command line.
 """

@@ -1,6 +1,8 @@
 """A byte-level decoder-only transformer, small enough to read at one sitting.
 
     bytes -> embedding + position -> depth x [norm, attention, + ; norm, MLP, +] -> norm -> logits of the next byte
+
+Every block starts as the identity (its last two matrices are zero): so it learns from the first step on.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 VOCABULARY = 256
 HEAD_WIDTH = 64
@@ -47,12 +49,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention_out(self._attend(self.query_key_value(self.attention_norm(x))))
-        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        mixed: Tensor = x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
+        return mixed
 
     def _attend(self, query_key_value: Tensor) -> Tensor:
         batch, context, triple = query_key_value.shape
         heads = query_key_value.view(batch, context, 3, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        mixed = scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
         return mixed.transpose(1, 2).reshape(batch, context, triple // 3)
 
 
@@ -67,9 +70,6 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(shape.width)
         self.head = nn.Linear(shape.width, VOCABULARY, bias=False)
         self.apply(_initialize)
-        for block in self.blocks:
-            nn.init.zeros_(block.attention_out.weight)  # each block starts as the identity: it learns sooner
-            nn.init.zeros_(block.mlp_out.weight)
 
     def forward(self, text: Tensor) -> Tensor:
         x = self.embedding(text) + self.position.weight[: text.shape[1]]
@@ -89,6 +89,9 @@ def _initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.1)
+    if isinstance(module, Block):  # after the matrices in it
+        nn.init.zeros_(module.attention_out.weight)
+        nn.init.zeros_(module.mlp_out.weight)
 
 
 def count_params(model: nn.Module) -> int:

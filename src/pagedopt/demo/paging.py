@@ -63,7 +63,9 @@ def _parse_share(text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise ValueError(f'budget must be bytes such as "4MiB" or a share between 0% and 100% of the state, got {text!r}')
+        raise ValueError(
+            f'budget must be bytes such as "4MiB" or a share between 0% and 100% of the state, got {text!r}'
+        )
     return share
 
 

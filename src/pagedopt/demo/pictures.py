@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from pagedopt.demo.outcome import Outcome
 from pagedopt.demo.residency import Cell, Residency
@@ -45,9 +46,12 @@ def draw_losses(path: Path, outcome: Outcome) -> None:
     axes.plot(list(baseline), list(baseline.values()), "o", ms=9, mfc="none", mec=_BASELINE, label="AdamW, validation")
     axes.plot(list(paged), list(paged.values()), "x", ms=6, color=_PAGED, label="PagedAdamW8bit, validation")
     axes.set_xlabel("step")
-    axes.set_ylabel(f"loss, nats per byte (training: mean of {window} steps)")
-    axes.set_title("Paged 8-bit AdamW learns what AdamW learns", loc="left")
-    _finish(figure, axes, path)
+    axes.set_ylabel("loss, nats per byte")
+    axes.set_title(f"Loss (training: running mean of {window})", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 def draw_residency(path: Path, residency: Residency, *, page_nbytes: int) -> None:
@@ -91,9 +95,3 @@ def _mark_steps(axes: Axes, step_ends: list[int]) -> None:
     axes.set_xticks(middles, [f"step {i}" for i in range(1, len(step_ends) + 1)])
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel("time, in updates of a page")
-
-
-def _finish(figure: Figure, axes: Axes, path: Path) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path)

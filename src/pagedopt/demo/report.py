@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from statistics import median
+
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from pagedopt.demo.outcome import Check, Outcome, checks
+from pagedopt.demo.paging import PagingUse
 from pagedopt.demo.training import VALIDATION_SEQUENCES, Recipe, Run
 from pagedopt.units import format_bytes
 
-_NOTHING = "-"
+_Row = tuple[str, list[str]]
+"""The head of a row, and its text for each run."""
 
 
 def print_report(console: Console, outcome: Outcome, recipe: Recipe) -> bool:
     """Print the table, how it was measured and each check; return whether all hold."""
-    console.print(results_table(outcome))
+    console.print(results_table(outcome, recipe.device))
     console.print(how_measured(outcome, recipe), style="dim", highlight=False)
     results = checks(outcome)
     for check in results:
@@ -22,14 +27,14 @@ def print_report(console: Console, outcome: Outcome, recipe: Recipe) -> bool:
     return all(check.holds for check in results)
 
 
-def results_table(outcome: Outcome) -> Table:
+def results_table(outcome: Outcome, device: torch.device) -> Table:
     """Return the runs side by side, a column each."""
     runs = (outcome.baseline, outcome.reseeded, outcome.paged)
-    table = Table(title="AdamW in torch, and paged", title_justify="left")
+    table = Table()
     table.add_column("")
     for run in runs:
         table.add_column(f"{run.name}\nseed {run.seed}", justify="right")
-    for head, texts in _run_rows(runs) + _paging_rows(outcome):
+    for head, texts in _run_rows(runs) + _paging_rows(outcome.use, device):
         table.add_row(head, *texts)
     return table
 
@@ -51,7 +56,7 @@ def verdict(check: Check) -> str:
     return f"{'PASS' if check.holds else 'FAIL'}  {check.question}: {check.numbers}"
 
 
-def _run_rows(runs: tuple[Run, Run, Run]) -> list[tuple[str, list[str]]]:
+def _run_rows(runs: tuple[Run, Run, Run]) -> list[_Row]:
     return [
         ("training loss", [f"{run.final_loss:.4f}" for run in runs]),
         ("validation loss", [f"{run.final_check:.4f}" for run in runs]),
@@ -61,19 +66,19 @@ def _run_rows(runs: tuple[Run, Run, Run]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _paging_rows(outcome: Outcome) -> list[tuple[str, list[str]]]:
-    use = outcome.use
-    torch_nbytes = [format_bytes(run.state_nbytes) for run in (outcome.baseline, outcome.reseeded)]
+def _paging_rows(use: PagingUse, device: torch.device) -> list[_Row]:
+    memory = "in RAM" if device.type == "cpu" else f"on {device}"
     rows = [
-        ("in frames, budget", [*torch_nbytes, f"{format_bytes(use.frame_nbytes)} of {format_bytes(use.budget_nbytes)}"]),
-        ("on disk", [_NOTHING, _NOTHING, format_bytes(use.disk_nbytes)]),
-        ("read a step", [_NOTHING, _NOTHING, format_bytes(use.steady_read_nbytes)]),
-        ("written a step", [_NOTHING, _NOTHING, format_bytes(use.steady_written_nbytes)]),
-        ("least possible + working set", [_NOTHING, _NOTHING, format_bytes(use.bound_nbytes)]),
+        ("waiting for pages", _milliseconds(median(use.stalled_seconds))),
+        (f"frames {memory}", format_bytes(use.frame_nbytes)),
+        ("their budget", format_bytes(use.budget_nbytes)),
+        ("pages in RAM behind them", format_bytes(use.host_nbytes)),
+        ("spill file on disk", format_bytes(use.disk_nbytes)),
+        ("read a step", format_bytes(use.steady_read_nbytes)),
+        ("written a step", format_bytes(use.steady_written_nbytes)),
+        ("live - budget + working set", format_bytes(use.bound_nbytes)),
     ]
-    if use.host_nbytes:
-        rows.insert(1, ("in RAM behind the frames", [_NOTHING, _NOTHING, format_bytes(use.host_nbytes)]))
-    return rows
+    return [(head, ["", "", text]) for head, text in rows]
 
 
 def _milliseconds(seconds: float) -> str:

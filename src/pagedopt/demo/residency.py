@@ -1,8 +1,10 @@
 """A recording of the pager, and from it which page was where at each update of a page.
 
-    page 0   R . . . . . R . . . . .      one column an update (a pin), one row a page
-    page 1   # # # # # # # # # # # #      # resident   R read   W written back   . away
-    page 2   W . R W . . . . R W . .
+page 0   R . . . . . R . . . . .      one column an update (a pin), one row a page
+page 1   # # # # # # # # # # # #      # resident   R read   W written back   . away
+page 2   W . R W . . . . R W . .
+
+A column is an update and not a number of seconds: between two steps nothing moves, however long the model takes.
 """
 
 from __future__ import annotations

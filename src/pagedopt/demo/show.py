@@ -89,9 +89,7 @@ def _train_paged(
         meter.after_step(step)
         shown(step, loss)
 
-    optimizer = pagedopt.PagedAdamW8bit(
-        model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, pager=pager
-    )
+    optimizer = pagedopt.PagedAdamW8bit(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, pager=pager)
     with optimizer:
         run = train(model, optimizer, corpus, recipe, name="PagedAdamW8bit", seed=seed, after_step=after_step)
         return run, meter.use

@@ -2,6 +2,8 @@
 
     files in sorted order    abc.py  aifc.py  antigravity.py  ...  asyncio/events.py  ...
                              every tenth file is for validation, all others are for training
+
+So the text is the same wherever the same Python is.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -105,9 +105,7 @@ def train(
     schedule = LambdaLR(optimizer, recipe.rate_factor)
     stream = batches(corpus.train, batch_size=recipe.batch_size, context=recipe.shape.context, seed=seed)
     validation = next(
-        batches(
-            corpus.validation, batch_size=VALIDATION_SEQUENCES, context=recipe.shape.context, seed=_VALIDATION_SEED
-        )
+        batches(corpus.validation, batch_size=VALIDATION_SEQUENCES, context=recipe.shape.context, seed=_VALIDATION_SEED)
     )
     steps: list[_Step] = []
     checks: dict[int, float] = {}
@@ -145,7 +143,7 @@ def _state_nbytes(optimizer: Optimizer) -> int:
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
     inputs, targets = (part.to(device) for part in batch)
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    return cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()

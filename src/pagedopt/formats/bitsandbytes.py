@@ -41,7 +41,7 @@ BLOCK = 256
 _ZERO = 127
 """Position of zero in the signed codebook. A signed code here is its position less this, wrapped to a byte."""
 
-_BLOCK_SIZES = tuple(1 << power for power in range(6, 14))
+_BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 _GNORMS = "gnorm_vec"
 _KEYS_32BIT = ("step", "state1", "state2", _GNORMS, "unorm_vec")

@@ -1,7 +1,7 @@
 """One parameter's entry of a state dict, of whatever optimizer, on its way into pages.
 
 recognise(entry, shape)   whose entry it is, checked against the parameter; nothing is converted yet
-Entry.open()              a reader of its moments, some values at a time, so that no conversion needs a whole parameter
+Entry.open()              a reader of its moments, some values at a time: no conversion needs a whole parameter
 kept.Recoded              those moments as the arrays of a page's format
 """
 

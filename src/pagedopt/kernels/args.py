@@ -70,8 +70,8 @@ class Operands:
     """One step's parameters, gradients and scalars, by operand.
 
     Attributes:
-        params: flat contiguous tensors, float32, bfloat16 or float16; updated in place.
-        grads: flat contiguous tensors of the same numel and any of those dtypes; None: no update in this step.
+        params: contiguous tensors of any shape, float32, bfloat16 or float16; updated in place.
+        grads: contiguous tensors of the same numel and any of those dtypes; None: no update in this step.
         scalar_rows: row of `scalars` for each operand.
         scalars: float32 [rows, len(Scalar)], on the CPU.
         absmax: float32 [num_operands, 2], on the parameters' device. For tensor-wise 8-bit state: `Kernel.measure`

@@ -71,7 +71,8 @@ class PagedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch._disable_dynamo  # noqa: SLF001 - as torch's own optimizers; the public name imports the compiler
+    # As torch's own optimizers have it: the public torch.compiler.disable would import the compiler here.
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # noqa: SLF001
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
 
@@ -306,7 +307,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     # -- state and checkpoints ----------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> StateMap:  # type: ignore[override]
+    def state(self) -> StateMap:
         """State by parameter: dicts of step, exp_avg, exp_avg_sq and, by format, max_exp_avg_sq or the two absmax."""
         return self._state_map
 

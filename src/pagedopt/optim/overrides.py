@@ -7,7 +7,7 @@ The usual use keeps an embedding's state in 32 bits:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 from weakref import ref
 
@@ -32,7 +32,7 @@ class GlobalOptimManager:
     def __init__(self) -> None:
         if GlobalOptimManager._instance is not None:
             raise RuntimeError("call GlobalOptimManager.get_instance() instead")
-        self._by_parameter = WeakTensorKeyDictionary()
+        self._by_parameter: MutableMapping[Tensor, dict[str, Any]] = WeakTensorKeyDictionary()
         self._by_module: list[tuple[ref[nn.Module], str, dict[str, Any]]] = []
         self.version = 0
 

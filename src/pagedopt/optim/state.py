@@ -11,6 +11,7 @@ A parameter that has no pages yet has an ordinary dict, and what is put there is
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -120,7 +121,7 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
     def __ne__(self, other: object) -> bool:
         return self is not other
 
-    __hash__ = None  # type: ignore[assignment]  # a dict is not hashable
+    __hash__ = None  # a dict is not hashable
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -192,7 +193,7 @@ class _Items:
         return len(self._state)
 
 
-class StateMap(dict):  # type: ignore[type-arg]
+class StateMap(defaultdict):  # type: ignore[type-arg]
     """`optimizer.state`, by parameter. Reading a parameter that has none makes an empty entry, as in torch."""
 
     def __init__(self, discard: Callable[[Any], None], clear: Callable[[], None]) -> None:

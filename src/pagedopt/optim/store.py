@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,7 @@ from pagedopt.errors import StateLostError
 from pagedopt.layout import Grid, Segment, fit, grid_of
 from pagedopt.optim.counters import StepCounters
 from pagedopt.paging.pager import DevicePager, Pager
+from pagedopt.paging.sweep import sweep
 from pagedopt.tiers.buffers import bytes_of
 
 _PLACING = threading.Lock()
@@ -155,33 +157,46 @@ class Store:
 
     # -- arrays -------------------------------------------------------------------------------------------------------
 
+    def segments(self, record: Record, *, dirty: bool) -> Generator[tuple[Segment, dict[int, Tensor]], None, None]:
+        """Yield each segment with its arrays by index in `FIELDS`, views of its frame until the next is asked for."""
+        segments = dict(record.segments)
+        with closing(sweep(record.pager, list(segments), dirty=dirty)) as pages:
+            for page, frame in pages:
+                segment = segments[page]
+                yield segment, {index: _array(frame, record, segment, index) for index in range(len(segment.offsets))}
+
     def read(self, record: Record, into: Mapping[int, Tensor]) -> None:
         """Fill CPU tensors with arrays of `record`, each named by its index in `FIELDS`; each page is pinned once."""
-        for page, segment, places in self._places(record, list(into)):
-            with _pinned(record.pager, page, dirty=False) as frame:
-                for index, (start, stop) in places.items():
-                    target = into[index].view(-1)[start:stop]
-                    target.copy_(_array(frame, record, segment, index))
+        fields = FIELDS[record.state_format]
+        with closing(self.segments(record, dirty=False)) as segments:
+            for segment, arrays in segments:
+                for index, target in into.items():
+                    start, stop = segment.bounds(fields[index].per)
+                    target.view(-1)[start:stop].copy_(arrays[index])
 
     def write(self, record: Record, arrays: Mapping[int, Tensor]) -> None:
         """Overwrite arrays of `record` with tensors of their shape and element type, from any device."""
+        fields = FIELDS[record.state_format]
         flat = {index: array.contiguous().view(-1) for index, array in arrays.items()}
-        for page, segment, places in self._places(record, list(arrays)):
-            with _pinned(record.pager, page, dirty=True) as frame:
-                for index, (start, stop) in places.items():
-                    _array(frame, record, segment, index).copy_(flat[index][start:stop])
+        with closing(self.segments(record, dirty=True)) as segments:
+            for segment, into in segments:
+                for index, array in flat.items():
+                    start, stop = segment.bounds(fields[index].per)
+                    into[index].copy_(array[start:stop])
 
-    @staticmethod
-    def _places(record: Record, indices: list[int]) -> Iterator[tuple[int, Segment, dict[int, tuple[int, int]]]]:
-        """Yield each segment with the elements that it has of each array."""
-        arrays = FIELDS[record.state_format]
-        for page, segment in record.segments:
-            spans = {
-                Per.VALUE: (segment.start, segment.stop),
-                Per.BLOCK: (segment.first_block, segment.stop_block),
-                Per.SEGMENT: (0, 1),
-            }
-            yield page, segment, {index: spans[arrays[index].per] for index in indices}
+    def fill(self, record: Record, index: int, start: int, stop: int, into: Tensor) -> None:
+        """Fill a flat CPU tensor with the elements [start, stop) of one array of `record`."""
+        per = FIELDS[record.state_format][index].per
+        first = bisect_right(record.segments, start, key=lambda inside: inside[1].bounds(per)[1])
+        done = start
+        while done < stop:
+            page, segment = record.segments[first]
+            low, high = segment.bounds(per)
+            high = min(high, stop)
+            with _pinned(record.pager, page, dirty=False) as frame:
+                array = _array(frame, record, segment, index)
+                into[done - start : high - start].copy_(array[done - low : high - low])
+            done, first = high, first + 1
 
     # -- lent copies --------------------------------------------------------------------------------------------------
 

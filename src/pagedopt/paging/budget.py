@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import torch
 
 HOST_RESERVE_SHARE = 0.2
@@ -56,6 +55,8 @@ class Ledger:
 
 def automatic_host_nbytes() -> int:
     """Return the RAM that is free for this process, as its control groups allow, less the reserve."""
+    import psutil  # not at the top: it takes longer to import than pagedopt, and most optimizers never ask
+
     free = min([psutil.virtual_memory().available, *_cgroup_free(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
     return max(free - max(round(free * HOST_RESERVE_SHARE), HOST_RESERVE_NBYTES), 0)
 

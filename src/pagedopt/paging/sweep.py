@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from torch import Tensor
 
 from pagedopt.paging.device import DevicePager
 
 
-def sweep(pager: DevicePager, pages: Sequence[int], *, dirty: bool = True) -> Iterator[tuple[int, Tensor]]:
+def sweep(pager: DevicePager, pages: Sequence[int], *, dirty: bool = True) -> Generator[tuple[int, Tensor], None, None]:
     """Yield each page with its frame, uint8 [page_nbytes], pinned until the next one is asked for.
 
     Ahead of each page those expected next are read: the rest of the pass, and after it whatever followed the last time

@@ -1,0 +1,63 @@
+# The two commands of a newcomer: `make demo` and `make test`. All of it lives in .venv and build; `make clean` ends it.
+
+PYTHON ?= python3
+TEST_PROCESSES ?= 2
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+
+BIN := .venv/bin
+STAMPS := .venv/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+# Folders too: a file that is gone changes nothing but its folder.
+SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
+	$(shell find src csrc -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check format pins clean
+
+help:  ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (DEMO_FLAGS="--steps 50 --budget 10%")
+	$(BIN)/pagedopt demo $(DEMO_FLAGS)
+
+test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 $(PYTEST_FLAGS)
+
+check: $(STAMPS)/check  ## lint, format, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+
+format: $(STAMPS)/check  ## write the format that `make check` asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins: | $(BIN)/python  ## take the newest versions of everything but torch into requirements/pins.txt
+	$(PIP) uv
+	cat requirements/build.txt requirements/run.txt requirements/demo.txt requirements/test.txt requirements/check.txt \
+		| grep -v '^-' | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.10 --no-annotate \
+		--custom-compile-command "make pins" --output-file requirements/pins.txt
+
+clean:  ## remove everything that was made here
+	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"pagedopt needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	mkdir -p $(STAMPS)
+
+USES := $(addprefix $(STAMPS)/,build demo test check)
+$(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
+	$(PIP) -r requirements/$*.txt
+	touch $@
+
+# Not editable: what is tested and shown is what a user installs.
+$(STAMPS)/package: $(STAMPS)/build $(SOURCES)
+	$(PIP) --no-build-isolation --no-deps .
+	touch $@
