@@ -20,6 +20,12 @@ from pagedopt.errors import CheckpointError
 PIECE = 1 << 17
 """Values converted at once: a few MiB of temporaries, and enough work to hide Python's."""
 
+GNORM_HISTORY = "gnorm_history"
+"""Our key for the squared gradient norms of percentile clipping."""
+
+GNORM_SLOTS = 100
+"""Gradient norms that percentile clipping remembers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -135,10 +141,6 @@ def values_of(entry: Mapping[str, Any], key: str, shape: tuple[int, ...], *dtype
 def as_float32(tensor: Tensor) -> Tensor:
     """Return values as a flat float32 CPU tensor in row-major order."""
     return tensor.to("cpu", torch.float32).reshape(-1)
-
-
-GNORM_HISTORY = "gnorm_history"
-GNORM_SLOTS = 100
 
 
 def gnorms_of(entry: Mapping[str, Any], key: str = GNORM_HISTORY) -> Tensor | None:

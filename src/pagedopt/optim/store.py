@@ -32,9 +32,6 @@ from pagedopt.tiers.buffers import bytes_of
 _PLACING = threading.Lock()
 """One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
 
-GNORM_SLOTS = 100
-"""Gradient norms that percentile clipping remembers."""
-
 
 @dataclass(slots=True, eq=False)
 class Record:
@@ -149,6 +146,11 @@ class Store:
     def lose(self, error: StateLostError) -> None:
         """Refuse all use from now on, until the state is reloaded or cleared."""
         self._lost = error
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether state was lost or left half updated."""
+        return self._lost is not None
 
     def check_whole(self) -> None:
         """Raise if state was lost or left half updated."""
