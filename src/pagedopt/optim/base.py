@@ -303,11 +303,14 @@ class PagedOptimizer(torch.optim.Optimizer):
         incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
         state_dicts.warn_of_changes(incoming.values(), stacklevel=6)
         for param, entry in incoming.items():
-            try:
-                self._write_entries({param: entry})
-            except BaseException:
-                self._state_map[param] = entries[param]  # to be taken in once there is room
-                raise
+            self._take_in_one(param, entry, entries[param])
+
+    def _take_in_one(self, param: Tensor, incoming: state_dicts.Incoming, entry: dict[str, Any]) -> None:
+        try:
+            self._write_entries({param: incoming})
+        except BaseException:
+            self._state_map[param] = entry  # to be taken in once there is room
+            raise
 
     def _write_entries(self, incoming: dict[Tensor, state_dicts.Incoming]) -> None:
         for param, entry in incoming.items():

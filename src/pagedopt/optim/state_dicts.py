@@ -27,13 +27,7 @@ from pagedopt.optim.store import Record, Store
 
 def pack(store: Store, state: StateMap, groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what torch's `Optimizer.state_dict` returns, every value a plain number or a CPU tensor of its own."""
-    positions: dict[int, int] = {}
-    for index, param in enumerate(param for group in groups for param in group["params"]):
-        positions.setdefault(id(param), index)
-    packed_groups = []
-    for group in groups:
-        packed = {key: _plain(value) for key, value in group.items() if key != "params"}
-        packed_groups.append({**packed, "params": [positions[id(param)] for param in group["params"]]})
+    positions = _positions(groups)
     allocate = allocator_for(store)
     packed_state: dict[Any, Any] = {}
     for key, entry in state.items():
@@ -43,7 +37,27 @@ def pack(store: Store, state: StateMap, groups: list[dict[str, Any]]) -> dict[st
             record = store.records.get(key)
             values = entry.snapshot() if record is None else snapshot(store, record, allocate)
             packed_state[positions[id(key)]] = values
-    return {"state": packed_state, "param_groups": packed_groups}
+    return {"state": packed_state, "param_groups": pack_groups(groups)}
+
+
+def pack_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups as a state dict has them: a snapshot, with the number of each parameter in its place."""
+    positions = _positions(groups)
+    return [
+        {
+            **{key: _plain(value) for key, value in group.items() if key != "params"},
+            "params": [positions[id(param)] for param in group["params"]],
+        }
+        for group in groups
+    ]
+
+
+def _positions(groups: list[dict[str, Any]]) -> dict[int, int]:
+    """Return the number of each parameter by its `id`."""
+    positions: dict[int, int] = {}
+    for index, param in enumerate(param for group in groups for param in group["params"]):
+        positions.setdefault(id(param), index)
+    return positions
 
 
 def _plain(value: Any) -> Any:
