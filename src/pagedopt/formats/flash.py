@@ -27,24 +27,24 @@ from pagedopt.formats.entry import (
 )
 
 _GROUP = 32
-_QUANTIZED, _SCALES = "::quantized", "::scales"
+QUANTIZED, _SCALES = "::quantized", "::scales"
 _ERROR_BITS = "error_bits"
 _KEYS = (
     "step",
-    *(f"{name}{suffix}" for name in ("exp_avg", "exp_avg_sq") for suffix in ("", _QUANTIZED, _SCALES)),
+    *(f"{name}{suffix}" for name in ("exp_avg", "exp_avg_sq") for suffix in ("", QUANTIZED, _SCALES)),
     _ERROR_BITS,
 )
 
 
 def is_flash_entry(entry: Mapping[str, Any]) -> bool:
     """Return whether flashoptim wrote this; without master weights and compression its entries are torch's."""
-    return _ERROR_BITS in entry or any(isinstance(key, str) and key.endswith((_QUANTIZED, _SCALES)) for key in entry)
+    return _ERROR_BITS in entry or any(isinstance(key, str) and key.endswith((QUANTIZED, _SCALES)) for key in entry)
 
 
 def read_flash(entry: Mapping[str, Any], shape: tuple[int, ...]) -> Entry:
     """Return a checked entry. `error_bits` belong to the parameter: here parameters have no hidden bits."""
     check_keys(entry, _KEYS)
-    is_compressed = f"exp_avg{_QUANTIZED}" in entry
+    is_compressed = f"exp_avg{QUANTIZED}" in entry
     return Entry(
         source=f"flashoptim {'8' if is_compressed else '16'}-bit",
         step=step_of(entry),
@@ -93,7 +93,7 @@ def _compressed(entry: Mapping[str, Any], shape: tuple[int, ...]) -> _Open:
     num_groups = -(-math.prod(shape) // _GROUP)
     tensors = []
     for name, dtype in (("exp_avg", torch.int8), ("exp_avg_sq", torch.uint8)):
-        tensors.append(values_of(entry, f"{name}{_QUANTIZED}", shape, dtype))
+        tensors.append(values_of(entry, f"{name}{QUANTIZED}", shape, dtype))
         scales = tensor_of(entry, f"{name}{_SCALES}", num_groups)
         # for bfloat16 parameters the bytes of float16 are saved under the name bfloat16, so that torch casts nothing
         tensors.append(scales.view(torch.float16) if scales.dtype == torch.bfloat16 else scales)
