@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from pagedopt import __version__
 from pagedopt.errors import PagedOptError
 from pagedopt.units import parse_bytes, parse_count
 
@@ -57,7 +57,7 @@ def _need(package: str, *, extra: str) -> None:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"pagedopt {version('pagedopt')}")
+        typer.echo(f"pagedopt {__version__}")
         raise typer.Exit
 
 

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 import pagedopt
 from oracle import assert_same_params, assert_same_state, give, random_grads, random_params, train, twins
 from pagedopt import AdamW, AdamW8bit, AdamW32bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit, Pager
-from residue import needs_proc, open_files_in, smallest_budget, wait_for_threads
+from residue import needs_proc, open_files_in, tight_paging, wait_for_threads
 
 PLAIN = [AdamW, AdamW8bit, AdamW32bit]
 PAGED = [PagedAdamW, PagedAdamW8bit, PagedAdamW32bit]
@@ -27,11 +27,6 @@ SHAPES = [(300, 257), (4, 1030), (7,)]
 each_class = pytest.mark.parametrize("cls", PLAIN + PAGED, ids=lambda c: c.__name__)
 paged_class = pytest.mark.parametrize("cls", PAGED, ids=lambda c: c.__name__)
 one_of_each = pytest.mark.parametrize("cls", [AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit], ids=lambda c: c.__name__)
-
-
-def _small_budget(spill_dir: Path) -> dict[str, Any]:
-    budget = smallest_budget("64KiB", 1)
-    return {"page_size": "64KiB", "prefetch_depth": 1, "max_host_memory": budget, "spill_dir": spill_dir}
 
 
 # Signatures.
@@ -131,13 +126,13 @@ def test_attributes_of_args_override_the_arguments(cls: Any, options: dict[str, 
 def test_is_paged_pages(cls: Any, tmp_path: Path) -> None:
     """A plain class with `is_paged=True` takes the paging arguments and keeps to the budget."""
     paged = {AdamW: PagedAdamW, AdamW8bit: PagedAdamW8bit, AdamW32bit: PagedAdamW32bit}[cls]
-    ours, theirs = twins(random_params([(900, 257), (7,)]))
-    opt, peer = cls(ours, is_paged=True, **_small_budget(tmp_path)), paged(theirs, **_small_budget(tmp_path))
+    ours, theirs = twins(random_params([(300, 257), (7,)]))
+    opt, peer = cls(ours, is_paged=True, **tight_paging(cls, tmp_path)), paged(theirs, **tight_paging(cls, tmp_path))
     train(opt, ours, 2)
     train(peer, theirs, 2)
     assert_same_params(ours, theirs)
     assert opt.memory_stats() == peer.memory_stats()
-    assert opt.memory_stats().budget_bytes == smallest_budget("64KiB", 1)
+    assert opt.memory_stats().budget_bytes == tight_paging(cls)["max_host_memory"]
 
 
 # Bits.
@@ -459,7 +454,7 @@ def test_memory_stats_is_a_named_tuple_of_six() -> None:
 @one_of_each
 def test_memory_stats_count_the_state(cls: Any) -> None:
     """On a CPU all of it is off the accelerator; at least the bytes of the state dict, at most whole pages."""
-    params = random_params([(900, 257), (7,)])
+    params = random_params([(300, 257), (7,)])
     opt = cls(params)
     assert opt.memory_stats()[:4] == (0, 0, 0, 0)
     train(opt, params, 1)
@@ -479,7 +474,7 @@ def test_page_size_is_never_below_64_kib(cls: Any) -> None:
     """And rounded up: state in one-byte pages is state in pages of 64 KiB."""
     pages = []
     for page_size in (1, "64KiB", 64 << 10):
-        params = random_params([(900, 257)])
+        params = random_params([(300, 257)])
         opt = cls(params, page_size=page_size)
         train(opt, params, 1)
         pages.append(opt.memory_stats().pages)
@@ -488,8 +483,8 @@ def test_page_size_is_never_below_64_kib(cls: Any) -> None:
 
 @paged_class
 def test_paging_stats_are_frozen_and_can_be_reset(cls: Any, tmp_path: Path) -> None:
-    params = random_params([(900, 257), (7,)])
-    opt = cls(params, **_small_budget(tmp_path))
+    params = random_params([(300, 257), (7,)])
+    opt = cls(params, **tight_paging(cls, tmp_path))
     train(opt, params, 3)
     stats = opt.paging_stats()
     assert isinstance(stats, pagedopt.PagingStats)
@@ -512,15 +507,15 @@ def test_paging_stats_are_frozen_and_can_be_reset(cls: Any, tmp_path: Path) -> N
 
 @paged_class
 def test_flush_writes_what_is_dirty_once(cls: Any, tmp_path: Path) -> None:
-    params = random_params([(900, 257), (7,)])
-    opt = cls(params, **_small_budget(tmp_path))
+    params = random_params([(300, 257), (7,)])
+    opt = cls(params, **tight_paging(cls, tmp_path))
     opt.flush()
     train(opt, params, 2)
     opt.flush()
     written = sum(opt.paging_stats().bytes_written.values())
     opt.flush()
     assert sum(opt.paging_stats().bytes_written.values()) == written
-    theirs = random_params([(900, 257), (7,)])
+    theirs = random_params([(300, 257), (7,)])
     train(opt, params, range(2, 4))
     train(cls(theirs), theirs, 4)
     assert_same_params(params, theirs)
@@ -530,9 +525,9 @@ def test_flush_writes_what_is_dirty_once(cls: Any, tmp_path: Path) -> None:
 @paged_class
 def test_close_frees_and_a_closed_optimizer_does_not_train(cls: Any, tmp_path: Path) -> None:
     """Starting over in silence would be training with wrong state."""
-    params = random_params([(900, 257), (7,)])
+    params = random_params([(300, 257), (7,)])
     threads = threading.active_count()
-    opt = cls(params, **_small_budget(tmp_path))
+    opt = cls(params, **tight_paging(cls, tmp_path))
     train(opt, params, 2)
     opt.close()
     opt.close()
@@ -548,8 +543,8 @@ def test_close_frees_and_a_closed_optimizer_does_not_train(cls: Any, tmp_path: P
 @needs_proc
 @each_class
 def test_with_closes(cls: Any, tmp_path: Path) -> None:
-    params = random_params([(900, 257), (7,)])
-    paging = _small_budget(tmp_path) if cls in PAGED else {}
+    params = random_params([(300, 257), (7,)])
+    paging = tight_paging(cls, tmp_path) if cls in PAGED else {}
     with cls(params, **paging) as opt:
         assert isinstance(opt, cls)
         train(opt, params, 2)
@@ -575,8 +570,8 @@ def test_a_closed_optimizer_can_still_be_dropped_and_its_params_used_again(cls: 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deep", "pickle"])
 @paged_class
 def test_a_copy_has_its_own_pages_and_outlives_the_original(cls: Any, way: Any, tmp_path: Path) -> None:
-    params = random_params([(900, 257), (7,)])
-    opt = cls(params, **_small_budget(tmp_path))
+    params = random_params([(300, 257), (7,)])
+    opt = cls(params, **tight_paging(cls, tmp_path))
     train(opt, params, 2)
     copies, twin = way((params, opt))
     train(opt, params, range(2, 5))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,6 @@ from pagedopt.checkpoint.groups import bitsandbytes_groups, torch_groups
 from pagedopt.errors import CheckpointError
 from pagedopt.formats.bitsandbytes import write_bitsandbytes
 from pagedopt.formats.entry import Entry
-from pagedopt.formats.kept import Kept
 from pagedopt.formats.torch_adamw import write_torch
 from pagedopt.optim.arguments import HYPERPARAMETERS
 from pagedopt.optim.base import PagedOptimizer
@@ -63,7 +61,7 @@ def export_state(
         params = [param for group in optimizer.param_groups for param in group["params"]]
         numbers = [number for group in groups for number in group["params"]]
         entries = {
-            number: (record.shape, _entry(store, record))
+            number: (record.part.local_shape, _entry(store, record))
             for number, param in zip(numbers, params, strict=True)
             if (record := store.records.get(param)) is not None
         }
@@ -77,7 +75,9 @@ Entries = dict[int, tuple[tuple[int, ...], Entry]]
 """The shape and entry of each parameter by its number in the groups."""
 
 
-def as_torch(groups: list[dict[str, Any]], entries: Entries, empty: Callable[..., Tensor] = torch.empty) -> dict[str, Any]:
+def as_torch(
+    groups: list[dict[str, Any]], entries: Entries, empty: Callable[..., Tensor] = torch.empty
+) -> dict[str, Any]:
     """Return entries as torch.optim.AdamW's state dict."""
     amsgrads = {number: bool(group.get("amsgrad")) for group in groups for number in group["params"]}
     state = {
@@ -115,7 +115,7 @@ def as_bitsandbytes(
 
 def _entry(store: Store, record: Record) -> Entry:
     """Return the entry of a live parameter, which reads its pages."""
-    if record.is_distributed:
+    if record.part.is_distributed:
         raise CheckpointError(
             "a parameter is distributed; gather its state with torch.distributed.checkpoint.state_dict first"
         )
@@ -123,7 +123,7 @@ def _entry(store: Store, record: Record) -> Entry:
         source="pages",
         step=float(store.counters.view(record.slot)),
         is_8bit=record.state_format.is_8bit,
-        open=lambda: Kept(record.state_format, record.grid, partial(store.fill, record)),
+        open=lambda: store.reader(record),
         gnorms=record.gnorm_history,
     )
 

@@ -18,7 +18,9 @@ _BITSANDBYTES = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 def torch_groups(groups: list[Group]) -> list[Group]:
     """Return the groups as torch.optim.AdamW has them; keys that are nobody's (a scheduler's) stay."""
     missing = {"amsgrad": False, "maximize": False, **_TORCHS}
-    return [{**missing, **_without(group, (*_OURS, *_BITSANDBYTES)), "decoupled_weight_decay": True} for group in groups]
+    return [
+        {**missing, **_without(group, (*_OURS, *_BITSANDBYTES)), "decoupled_weight_decay": True} for group in groups
+    ]
 
 
 def bitsandbytes_groups(groups: list[Group]) -> list[Group]:

@@ -17,7 +17,6 @@ from pagedopt.checkpoint.writing import MAX_FILE_NBYTES, ParamSource, Pieces, wr
 from pagedopt.errors import CheckpointError
 from pagedopt.formats.entry import Entry
 from pagedopt.optim.base import PagedOptimizer
-from pagedopt.optim.gradients import local_tensor
 from pagedopt.optim.state_dicts import pack_groups
 from pagedopt.optim.store import Record, Store
 from pagedopt.units import parse_bytes
@@ -109,12 +108,14 @@ def _sources(optimizer: PagedOptimizer, store: Store, groups: list[dict[str, Any
         record = store.records.get(param)
         if record is None:
             continue
-        if record.shape != tuple(param.shape) or local_tensor(param) is not param:
+        if record.part.is_distributed:
             raise CheckpointError(
                 f"parameter {number} is distributed; use torch.distributed.checkpoint, which saves each process's part"
             )
         step = float(store.counters.view(record.slot))
-        yield ParamSource(number, record.shape, record.state_format, step, record.gnorm_history, _pieces(store, record))
+        yield ParamSource(
+            number, record.part.local_shape, record.state_format, step, record.gnorm_history, _pieces(store, record)
+        )
 
 
 def _pieces(store: Store, record: Record) -> Callable[[], Pieces]:

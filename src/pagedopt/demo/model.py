@@ -29,10 +29,10 @@ class Shape:
 def shape_for(num_params: int, *, context: int) -> Shape:
     """Return the smallest shape with at least `num_params` parameters, each depth being used up to its usual width."""
     depth = 1
-    while _count_params(Shape(depth, HEAD_WIDTH * (depth + 1), context)) < num_params:
+    while _num_params(Shape(depth, HEAD_WIDTH * (depth + 1), context)) < num_params:
         depth += 1
     width = HEAD_WIDTH
-    while _count_params(Shape(depth, width, context)) < num_params:
+    while _num_params(Shape(depth, width, context)) < num_params:
         width += HEAD_WIDTH
     return Shape(depth, width, context)
 
@@ -98,7 +98,6 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _count_params(shape: Shape) -> int:
-    """Return what `count_params` will, from arithmetic: 12 width^2 a block, and its two norms."""
-    per_block = 12 * shape.width**2 + 2 * shape.width
-    return shape.depth * per_block + (2 * VOCABULARY + shape.context + 1) * shape.width
+def _num_params(shape: Shape) -> int:
+    with torch.device("meta"):
+        return count_params(Transformer(shape))

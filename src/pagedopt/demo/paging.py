@@ -73,14 +73,19 @@ def open_pager(model: nn.Module, budget: Budget, device: torch.device) -> pagedo
     """Return a pager with this budget for the 8-bit AdamW state of `model` in the memory that steps run in.
 
     On a CPU what does not fit is on disk. On an accelerator as much again may lie in RAM, the rest is on disk.
+
+    Raises:
+        BudgetError: the budget cannot hold the working set.
     """
     nbytes = state_nbytes([tuple(parameter.shape) for parameter in model.parameters()], StateFormat.BLOCKWISE8)
-    return pagedopt.Pager(
+    pager = pagedopt.Pager(
         page_size=page_nbytes_for(nbytes),
         max_host_memory=budget.of(nbytes),
         max_gpu_memory=None if device.type == "cpu" else budget.of(nbytes),
         prefetch_depth=DEFAULT_PREFETCH_DEPTH,
     )
+    pager.on(device)  # refuses a budget that is too small now, not after minutes of training
+    return pager
 
 
 def page_nbytes_for(state_nbytes: int) -> int:

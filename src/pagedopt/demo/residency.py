@@ -64,7 +64,7 @@ class Residency:
     step_ends: list[int]
 
 
-_ARRIVES = frozenset({"read", "prefetch", "fault", "pin", "hit"})
+_ARRIVES = frozenset({"read", "pin"})  # a new page is never read
 _MOVES = {"read": Cell.READ, "write": Cell.WRITTEN}
 
 

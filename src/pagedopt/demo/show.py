@@ -62,14 +62,11 @@ def _train_all(recipe: Recipe, corpus: Corpus, options: Options, console: Consol
     model = new_transformer(recipe.shape, seed=options.seed, device=recipe.device)
     pager = open_pager(model, options.budget, recipe.device)
     _print_plan(console, recipe, corpus, num_params=count_params(model), budget=options.budget)
-    try:
-        with _progress(console) as progress:
-            baseline = _train_baseline(recipe, corpus, options.seed, progress)
-            paged, use = _train_paged(model, recipe, corpus, options.seed, pager, progress)
-            reseeded = _train_baseline(recipe, corpus, options.seed + 1, progress)
-        return Outcome(baseline, reseeded, paged, use)
-    finally:
-        pager.close()
+    with _progress(console) as progress:
+        baseline = _train_baseline(recipe, corpus, options.seed, progress)
+        paged, use = _train_paged(model, recipe, corpus, options.seed, pager, progress)
+        reseeded = _train_baseline(recipe, corpus, options.seed + 1, progress)
+    return Outcome(baseline, reseeded, paged, use)
 
 
 def _train_baseline(recipe: Recipe, corpus: Corpus, seed: int, progress: Progress) -> Run:

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from pagedopt.codecs.base import BLOCK, FIELDS, Per, StateFormat
 from pagedopt.codecs.blockwise import Blocks, decode, encode, floored, keepable
+from pagedopt.codecs.codebook import sorted_values
 from pagedopt.formats.entry import PIECE, Moments, Reader
 from pagedopt.layout import Grid, Span
+
+_MOST_NEGATIVE = -sorted_values(signed=True)[0].item()
+"""The size of the most negative value of the codebook of `exp_avg`; its largest is 1."""
 
 Fill = Callable[[int, int, int, Tensor], None]
 """`fill(index, start, stop, into)`: put the elements [start, stop) of array `index` of `FIELDS` into a flat tensor."""
@@ -104,7 +108,10 @@ class Recoded:
         for index, values in enumerate(_keepable(moments)):
             absmax = floored(blocks.absmax(values)) if self._absmax is None else self._absmax[index : index + 1]
             per_value = blocks.spread(absmax) if self._absmax is None else absmax
-            codes.append(encode(values, per_value, signed=index == 0))
+            coded = encode(values, per_value, signed=index == 0)
+            if index == 0 and self._absmax is None:
+                coded, absmax = _as_decoded(values, coded, absmax, blocks)
+            codes.append(coded)
             scales.append(absmax)
         return [*codes, *scales]
 
@@ -121,6 +128,30 @@ def _absmax(reader: Reader, numel: int) -> Tensor:
         m, root = _keepable(reader.moments(start, min(start + PIECE, numel)))
         largest = torch.maximum(largest, torch.stack((m.abs().amax(), root.amax())))
     return floored(largest)
+
+
+def _as_decoded(values: Tensor, codes: Tensor, absmax: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Return codes and absmax of signed values; where the values were once decoded, those that they were decoded from.
+
+    There is no code for -1, so a block whose largest |value| was negative is decoded to a smaller one, and encoding
+    that with its own absmax would move every code. Such a block is told by all its values being exact with the larger
+    absmax that it must have had. With this, state that goes through 32 bits and back is the same to the bit.
+    """
+
+    def is_exact(trial: Tensor, scale: Tensor) -> Tensor:
+        differs = decode(trial, blocks.spread(scale), signed=True) != values
+        return blocks.absmax(differs.float()) == 0
+
+    guess = absmax / _MOST_NEGATIVE
+    for scale in (guess, guess.nextafter(torch.zeros(())), guess.nextafter(torch.tensor(torch.inf))):
+        inexact = ~is_exact(codes, absmax)
+        if not inexact.any():
+            break
+        trial = encode(values, blocks.spread(scale), signed=True)
+        found = inexact & is_exact(trial, scale)
+        absmax = torch.where(found, scale, absmax)
+        codes = torch.where(blocks.spread(found), trial, codes)
+    return codes, absmax
 
 
 def _pieces(grid: Grid, span: Span) -> Iterator[Span]:

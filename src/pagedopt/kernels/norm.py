@@ -21,14 +21,14 @@ _BATCH = 16 * CHUNK
 
 def runs(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the values of `tensor` as flat contiguous tensors: itself in memory order if it is dense, else copies of
-    at most one chunk's values, or of one row.
+    at most a chunk.
     """
     strides = tensor.stride()
     tensor = tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
-    if tensor.is_contiguous() or tensor.numel() <= CHUNK or tensor.dim() <= 1:
+    if tensor.is_contiguous() or tensor.numel() <= CHUNK:
         yield tensor.reshape(-1)
         return
-    for part in tensor:
+    for part in tensor if tensor.dim() > 1 else torch.split(tensor, CHUNK):
         yield from runs(part)
 
 

@@ -24,8 +24,9 @@ from pagedopt.formats.recognise import recognise
 from pagedopt.kernels.select import kernel_for
 from pagedopt.optim import matching, state_dicts
 from pagedopt.optim.arguments import StateOptions, check_hyperparameters, number
-from pagedopt.optim.gradients import check_gradients, local_tensor
+from pagedopt.optim.gradients import check_gradients
 from pagedopt.optim.overrides import GlobalOptimManager
+from pagedopt.optim.parts import global_numel, local_tensor, part_of
 from pagedopt.optim.plan import Plan, Source
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
@@ -255,6 +256,8 @@ class PagedOptimizer(torch.optim.Optimizer):
                     self._place(param, self._format_for(param))
 
     def _place_missing(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        if self._is_placed(params):
+            return
         records = self._store.records
         for param, grad in zip(params, grads, strict=True):
             if grad is None:
@@ -262,15 +265,23 @@ class PagedOptimizer(torch.optim.Optimizer):
             record = records.get(param)
             if record is None:
                 self._place(param, self._format_for(param))
-            elif record.device != param.device or record.shape != tuple(local_tensor(param).shape):
+            elif record.device != param.device or record.part.local_shape != tuple(local_tensor(param).shape):
                 self._move(param, record)
+
+    def _is_placed(self, params: Sequence[Tensor]) -> bool:
+        """Return whether all of an optimizer's parameters have state that fits them: the usual case, told quickly."""
+        plans = self._plans.get(None, ())
+        if len(plans) != 1 or plans[0].is_distributed or len(plans[0].params) != len(params):
+            return False
+        return plans[0].fits(params)
 
     def _move(self, param: Tensor, record: Record) -> None:
         """Bring the state of a parameter that went to another device there (`model.to(device)` keeps the object)."""
         local = local_tensor(param)
-        if record.shape != tuple(local.shape):
+        made_for = record.part.local_shape
+        if made_for != tuple(local.shape):
             raise ValueError(
-                f"{self._name_of(param)} has shape {tuple(local.shape)}, its state was made for {record.shape}; "
+                f"{self._name_of(param)} has shape {tuple(local.shape)}, its state was made for {made_for}; "
                 "remove it from optimizer.state to start over"
             )
         entry = {param: self._state_map[param].snapshot()}
@@ -278,14 +289,20 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._take_in()
 
     def _place(self, param: Tensor, state_format: StateFormat) -> Record:
-        record = self._store.place(param, state_format, local=local_tensor(param), global_shape=tuple(param.shape))
+        part = part_of(param)
+        if part.is_distributed and self._resolved[id(param)][1].percentile_clipping < 100:
+            raise ValueError(
+                f"percentile_clipping needs the norm of a whole gradient, and {self._name_of(param)} is cut over "
+                "processes; set percentile_clipping=100 and use torch.nn.utils.clip_grad_norm_"
+            )
+        record = self._store.place(param, state_format, part=part, device=param.device)
         self._state_map.bind(param, self._store, record)
         return record
 
     def _format_for(self, param: Tensor) -> StateFormat:
         """Return the format of a parameter's state: its global size decides, so the mesh that it is on does not."""
         source, options = self._resolved[id(param)]
-        if options.optim_bits == 32 or param.numel() < options.min_8bit_size:
+        if options.optim_bits == 32 or global_numel(param) < options.min_8bit_size:
             return StateFormat.FLOAT32_AMSGRAD if source["amsgrad"] else StateFormat.FLOAT32
         if source["amsgrad"]:
             raise ValueError(f"amsgrad=True needs 32-bit state, and {self._name_of(param)} has 8-bit state")

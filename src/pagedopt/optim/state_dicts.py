@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,11 @@ from torch import Tensor
 
 from pagedopt.codecs.base import StateFormat
 from pagedopt.errors import CheckpointError
-from pagedopt.formats.entry import Entry
-from pagedopt.formats.kept import Recoded
+from pagedopt.formats.entry import GNORM_HISTORY, Entry
 from pagedopt.formats.recognise import recognise
-from pagedopt.optim.gradients import local_tensor
+from pagedopt.optim.parts import Part, part_of
 from pagedopt.optim.snapshots import allocator_for
-from pagedopt.optim.state import StateMap, snapshot
+from pagedopt.optim.state import STEP, StateMap, snapshot
 from pagedopt.optim.store import Record, Store
 
 
@@ -71,23 +69,19 @@ class Incoming:
 
     entry: Entry
     state_format: StateFormat
+    part: Part
     name: str
 
     @property
     def is_conversion(self) -> bool:
         """Whether precision changes: decoded codes are no better than codes, and encoding rounds."""
-        return self.entry.is_8bit != self.state_format.is_8bit
+        return self.entry.is_8bit != (self.state_format.is_8bit and not self.part.shows_decoded(self.state_format))
 
     def write(self, store: Store, record: Record) -> None:
         """Write the entry into the pages of `record`."""
         store.counters.view(record.slot).fill_(self.entry.step)
         record.gnorm_history = self.entry.gnorms
-        reader = self.entry.open()
-        recoded = Recoded(reader, self.state_format, record.grid)
-        with closing(store.segments(record, dirty=True)) as segments:
-            for segment, arrays in segments:
-                recoded.fill(segment, arrays)
-        reader.finish()
+        store.take(record, self.entry.open())
 
 
 Recognise = Callable[[Any, "tuple[int, ...]"], Entry]
@@ -109,12 +103,27 @@ def check_entries(
     for param, entry in entries.items():
         if not isinstance(param, Tensor) or not entry:
             continue
+        part = part_of(param)
         try:
-            read = recognise(entry, tuple(local_tensor(param).shape))
+            read = recognise(_part_here(entry, part), part.local_shape)
         except CheckpointError as error:
             raise CheckpointError(f"the state of {name_of(param)} cannot be loaded: {error}") from error
-        incoming[param] = Incoming(read, format_for(param), name_of(param))
+        incoming[param] = Incoming(read, format_for(param), part, name_of(param))
     return incoming
+
+
+def _part_here(entry: Any, part: Part) -> Any:
+    """Return an entry with what is here of its distributed tensors."""
+    if part.mesh is None or not isinstance(entry, Mapping):
+        return entry
+    here = {}
+    for key, value in entry.items():
+        is_whole = not isinstance(value, Tensor) or key in (STEP, GNORM_HISTORY)
+        try:
+            here[key] = value if is_whole else part.take(value)
+        except ValueError as error:
+            raise CheckpointError(f"{key} cannot be taken in: {error}") from error
+    return here
 
 
 def warn_of_changes(incoming: Collection[Incoming], *, stacklevel: int = 4) -> None:

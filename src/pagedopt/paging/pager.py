@@ -1,4 +1,63 @@
-"""The paging engine, written down; and `Pager`, the part of it that optimizers share."""
+"""The paging engine, written down; and `Pager`, the part of it that optimizers share.
+
+    Pager  budgets of one configuration
+      ├── DevicePager  one device: pages, frames, what moves when        device.py    mechanism
+      │     ├── PageTable    what is known about each page               table.py     numbers, no tensors
+      │     ├── FramePool    frames, charged before allocated            frames.py    tensors, no policy
+      │     ├── Replacement  which page leaves next                      replacement.py
+      │     └── Tier         where pages are that have no frame          pagedopt.tiers
+      └── Ledger       RAM, shared by all devices                        budget.py
+    sweep              one pass over pages                               sweep.py     policy
+
+The states of a page, and what moves it from one to the next:
+
+                open_page
+                    │
+                    ▼      pin, prefetch              pin
+      ┌────────► EVICTED ─────────────────► READING ─────────► RESIDENT ◄─┐
+      │             ▲                          │                   │      │
+      │             └────── the read failed ───┘        frames are │      │ pin
+      │                                             needed next    ▼      │
+      └─────────────────────────────────────────────────────── LEAVING ───┘
+              another page takes the frame, after the write
+
+      any state ──── a write failed, or fail ────► LOST ──── release ────► gone
+
+| from | to | when | function |
+|---|---|---|---|
+| (none) | EVICTED | a page is opened; with room in the tier once pages outnumber frames | `_new_page` |
+| EVICTED | READING | a pin or prefetch finds a frame for it | `_fill` |
+| READING | RESIDENT | its read ended; a page never written is zeroed instead | `_end_read` |
+| READING | EVICTED | its read failed | `_end_read` |
+| RESIDENT | LEAVING | at an unpin: the pages expected next need more frames than are left | `_write_behind`, `_leave` |
+| RESIDENT | LEAVING | a pin found no frame left | `_taken_frame`, `_leave` |
+| LEAVING | RESIDENT | it is pinned before its frame was taken; the write is waited for | `_settle` |
+| LEAVING | EVICTED | its frame is taken; what fills the frame next follows its write | `_evict` |
+| any | LOST | its write failed; or whoever was in it says so | `_lose` |
+| any | gone | its last claim is released and its last pin given back | `_drop` |
+
+A dirty page that begins to leave is written at once (`_write`); one that stays is not written at all.
+
+What holds between any two turns (a turn is one call under the pager's lock; `tests/paging` checks all of it):
+
+1. A frame belongs to one page, or to none.
+2. Frames of pages + idle frames + frames not yet allocated = frames charged to the budget.
+3. A page has a frame exactly if it is READING, RESIDENT or LEAVING, or LOST with somebody still in it.
+4. A pinned page is RESIDENT or LOST, and no transfer touches its frame.
+5. A dirty page is RESIDENT: what leaves has been handed to its tier.
+6. The pages that are LEAVING stand in line: the first that began to leave is the first whose frame is taken.
+7. What `Replacement` may name is READING or RESIDENT, and not pinned.
+8. A frame is read into only after the write that still needs it; a page is read only after it was written.
+9. While a page is LOST nothing is pinned.
+10. A tier is open only while there are more pages than frames, or were since it opened, and then every page has room
+    in it. What a pager holds goes with its last page.
+11. No state is ever only in a write that nobody waits for: every write is waited for, and its failure is a LOST page.
+
+Why a write is waited for by the I/O thread and not by the caller: the page just updated is the best one to leave (see
+`replacement`), so its frame is the next to be filled. The read into it is started at once and told to follow the write,
+and by the time the page is pinned both are over. For that the frames must hold the page in use, `prefetch_depth` pages
+being read and as many being written: the working set, and the least budget there is.
+"""
 
 from __future__ import annotations
 

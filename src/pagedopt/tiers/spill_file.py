@@ -23,7 +23,7 @@ if sys.platform != "win32":
     import fcntl
 
 _PRIVATE = 0o600
-_ZEROS_NBYTES = 1 << 20
+_PIECE_NBYTES = 1 << 20
 
 
 class SpillFile:
@@ -45,14 +45,15 @@ class SpillFile:
     def __init__(self, folder: Path | None = None, *, direct: bool = True) -> None:
         self.folder = Path(tempfile.gettempdir()) if folder is None else folder
         self.nbytes = 0
-        self._seek_lock = threading.Lock()
+        self.seek_lock = threading.Lock()
         try:
-            self._fd, leftover = _open(self.folder)
+            self.fd, leftover = _open(self.folder)
+            self._finalizer = weakref.finalize(self, _close, self.fd, leftover, os.getpid())
+            self.is_direct = direct and _make_direct(self.fd)
         except OSError as error:
-            raise _spill_error(error, f"could not make a spill file in {self.folder}", "set spill_dir") from None
+            what = f"could not make a spill file in {self.folder}"
+            raise _spill_error(error, what, "set spill_dir to a folder where that works") from None
         self.is_nameless = leftover is None
-        self._finalizer = weakref.finalize(self, _close, self._fd, leftover, os.getpid())
-        self.is_direct = direct and _make_direct(self._fd)
 
     def extend(self, nbytes: int) -> None:
         """Take room for `nbytes` more.
@@ -61,7 +62,7 @@ class SpillFile:
             SpillError: the disk has not that much.
         """
         try:
-            _allocate(self._fd, self.nbytes, nbytes)
+            _allocate(self.fd, self.nbytes, nbytes)
         except OSError as error:
             what = f"could not take {format_bytes(nbytes)} for the spill file in {self.folder}"
             what += f" (it has {format_bytes(self.nbytes)})"
@@ -77,7 +78,7 @@ class SpillFile:
         done = 0
         try:
             while done < len(into):
-                done += _some(self._read_some(into[done:], offset + done), "the file ends early")
+                done += _some(_read_some(self, into[done:], offset + done), "the file ends early")
         except OSError as error:
             what = f"could not read {format_bytes(len(into))} at {offset + done} of the spill file in {self.folder}"
             raise _spill_error(error, what, "check the disk") from None
@@ -91,7 +92,7 @@ class SpillFile:
         done = 0
         try:
             while done < len(source):
-                done += _some(self._write_some(source[done:], offset + done), "the system takes no more bytes")
+                done += _some(_write_some(self, source[done:], offset + done), "the system takes no more bytes")
         except OSError as error:
             what = f"could not write {format_bytes(len(source))} at {offset + done} of the spill file in {self.folder}"
             raise _spill_error(error, what, "check the disk and its free room") from None
@@ -100,27 +101,32 @@ class SpillFile:
         """Remove the file and its room. No transfer may be under way. May be called again."""
         self._finalizer()
 
-    if hasattr(os, "preadv"):
 
-        def _read_some(self, into: memoryview, offset: int) -> int:
-            return os.preadv(self._fd, [into], offset)
+def _read_at(file: SpillFile, into: memoryview, offset: int) -> int:
+    return os.preadv(file.fd, [into], offset)
 
-        def _write_some(self, source: memoryview, offset: int) -> int:
-            return os.pwritev(self._fd, [source], offset)
 
-    else:  # Windows has neither; the position of the file is shared, hence the lock
+def _write_at(file: SpillFile, source: memoryview, offset: int) -> int:
+    return os.pwritev(file.fd, [source], offset)
 
-        def _read_some(self, into: memoryview, offset: int) -> int:
-            with self._seek_lock:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                piece = os.read(self._fd, min(len(into), _ZEROS_NBYTES))
-            into[: len(piece)] = piece
-            return len(piece)
 
-        def _write_some(self, source: memoryview, offset: int) -> int:
-            with self._seek_lock:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.write(self._fd, source)
+def _seek_and_read(file: SpillFile, into: memoryview, offset: int) -> int:
+    with file.seek_lock:
+        os.lseek(file.fd, offset, os.SEEK_SET)
+        piece = os.read(file.fd, min(len(into), _PIECE_NBYTES))
+    into[: len(piece)] = piece
+    return len(piece)
+
+
+def _seek_and_write(file: SpillFile, source: memoryview, offset: int) -> int:
+    with file.seek_lock:
+        os.lseek(file.fd, offset, os.SEEK_SET)
+        return os.write(file.fd, source[:_PIECE_NBYTES])
+
+
+_HAS_POSITIONED = hasattr(os, "preadv")  # Windows has not: there the position is the file's, hence the lock
+_read_some = _read_at if _HAS_POSITIONED else _seek_and_read
+_write_some = _write_at if _HAS_POSITIONED else _seek_and_write
 
 
 def _some(count: int, what_zero_means: str) -> int:
@@ -184,10 +190,16 @@ def _make_direct(fd: int) -> bool:
 def _allocate(fd: int, offset: int, nbytes: int) -> None:
     """Take room on the disk: by the system's own call, else by writing zeros (a hole promises what is not there)."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, offset, nbytes)
-        return
-    zeros = bytes(min(nbytes, _ZEROS_NBYTES))
+        try:
+            os.posix_fallocate(fd, offset, nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system has no such thing
+                raise
+        else:
+            return
+    zeros = bytes_of(keep := new_host_buffer(_PIECE_NBYTES))  # aligned, as the file may want it
     os.lseek(fd, offset, os.SEEK_SET)
     left = nbytes
     while left:
-        left -= os.write(fd, zeros[: min(left, len(zeros))])
+        left -= _some(os.write(fd, zeros[: min(left, len(zeros))]), "the system takes no more bytes")
+    del keep
