@@ -140,7 +140,9 @@ class Checkpoint:
             "param_groups": self.manifest.groups,
         }
 
-    def entry(self, param: SavedParam, shape: tuple[int, ...], advance: Callable[[int], None]) -> Entry:
+    def entry(
+        self, param: SavedParam, shape: tuple[int, ...], advance: Callable[[int], None] = lambda _: None
+    ) -> Entry:
         """Return the entry of a parameter of `shape`.
 
         Raises:
@@ -188,9 +190,33 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first file and tensor that is damaged.
         """
+        for line in self.damage(advance):
+            raise CheckpointError(line)
+
+    def damage(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
+        """Read everything and yield what is wrong with it, a line for each damaged tensor."""
         for tensor in self._tensors.values():
-            tensor.restart()
-            tensor.check(advance)
+            wrong = _wrong(tensor, advance)
+            if wrong is not None:
+                yield wrong
+
+
+def _wrong(tensor: SavedTensor, advance: Callable[[int], None]) -> str | None:
+    tensor.restart()
+    try:
+        tensor.check(advance)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def read_manifest(folder: Path) -> manifests.Manifest:
+    """Return the manifest of the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return _decode(folder, _read_manifest(folder))
 
 
 @contextmanager
@@ -235,13 +261,16 @@ def _read_manifest(folder: Path) -> bytes:
     return bytes(raw)
 
 
+def _decode(folder: Path, raw: bytes) -> manifests.Manifest:
+    try:
+        return manifests.decode(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / manifests.NAME}: {error}") from None
+
+
 def _open_as(folder: Path, raw: bytes) -> Checkpoint | Path:
     """Open the checkpoint of the manifest `raw`, or return a file of it that is gone."""
-    path = folder / manifests.NAME
-    try:
-        manifest = manifests.decode(raw)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    manifest = _decode(folder, raw)
     layouts = manifest.layouts()
     with ExitStack() as opened:
         fds = []
