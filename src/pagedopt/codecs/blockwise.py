@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pagedopt.codecs.base import BLOCK
-from pagedopt.codecs.codebook import pieces, values_by_code
+from pagedopt.codecs.codebook import BELOW_TWO, OFFSET, SMALLEST, pieces, values_by_code
 
 FLOOR = 2.0**-100
 """The smallest absmax of a block that is not all zero: its reciprocal, and values times that, stay finite."""
@@ -134,12 +134,12 @@ def decode(codes: Tensor, absmax: Tensor, *, signed: bool) -> Tensor:
 def encode(values: Tensor, absmax: Tensor, *, signed: bool) -> Tensor:
     """Return the codes of finite float32 `values` in blocks of `absmax` (floored, broadcast to them): int8 or uint8."""
     p = pieces(signed=signed, device=values.device)
-    x = values.abs() * torch.where(absmax > 0, 1 / absmax, 0)
+    x = (values.abs() * torch.where(absmax > 0, 1 / absmax, 0)).clamp_min(SMALLEST)
 
     piece = torch.bucketize(x, p.thresholds, right=True)
-    code = torch.minimum((x * p.slope[piece] + p.offset[piece]).int(), p.last[piece])
-    if signed:
-        code = torch.where(values < 0, -code.clamp_max(127), code)
+    position = (x * p.slope[piece] + OFFSET).clamp_max(BELOW_TWO)
+    code = (position * p.count[piece]).int()
+    code = torch.where(values < 0, -code.clamp_max(127), code) if signed else code - 1
 
     byte = torch.where(values == 0, 0, code & 255).to(torch.uint8)
     return byte.view(torch.int8) if signed else byte

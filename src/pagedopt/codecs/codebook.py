@@ -13,12 +13,13 @@ zero, 1..127 and -1..-127 are mirror images, and -128, where 128 wraps to, is +1
 sorted positions. In both the zero byte is zero.
 
 Because a decade is linear, the nearest code is arithmetic, and every backend does the same float32 arithmetic, so they
-all give the same bits: `piece` is how many `thresholds` are at most x, then
+all give the same bits. `piece` is how many `thresholds` are at most x; then, with a rounded product and a rounded sum
+(no fused multiply-add),
 
-    code = min(int(x * slope[piece] + offset[piece]), last[piece])
+    position = min(max(x, SMALLEST) * slope[piece] + OFFSET, BELOW_TWO)      1 .. 2 from end to end of the piece
+    code     = int(position * count[piece]) - (0 if signed else 1)
 
-with a rounded product and a rounded sum (no fused multiply-add). It is the nearest code but for x within a few float32
-roundings (1e-5 of a step) of a midpoint.
+It is the nearest code but for x within a few float32 roundings (1e-5 of a step) of a midpoint.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ NUM_DECADES = 7
 NUM_PIECES = NUM_DECADES + 1
 """The decades, and a last piece for 1."""
 
+SMALLEST = 2.0**-22
+"""What is less is encoded as this, which has code 1 in both codebooks."""
+
+OFFSET = 8 / 9
+BELOW_TWO = 2 - 2.0**-23
+
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
@@ -40,14 +47,13 @@ class Pieces:
 
     Attributes:
         thresholds: float32 [NUM_PIECES - 1]: the midpoint between the last value of a piece and the first of the next.
-        slope, offset: float32 [NUM_PIECES].
-        last: int32 [NUM_PIECES]: the largest code of the piece.
+        slope: float32 [NUM_PIECES].
+        count: float32 [NUM_PIECES]: how many values the piece has.
     """
 
     thresholds: Tensor
     slope: Tensor
-    offset: Tensor
-    last: Tensor
+    count: Tensor
 
 
 def values_by_code(*, signed: bool, device: torch.device | None = None) -> Tensor:
@@ -87,25 +93,13 @@ def _values_by_code(signed: bool, device: torch.device) -> Tensor:
 
 @lru_cache
 def _pieces(signed: bool, device: torch.device) -> Pieces:
-    values = values_by_code(signed=signed).tolist()
-    thresholds, last = [], [0]
-    slope, offset = [], []
-    for decade in range(NUM_DECADES):
-        n, first = _count(decade, signed), last[-1] + 1
-        last.append(last[-1] + n)
-        thresholds.append((values[last[-1]] + values[last[-1] + 1]) / 2)
-        slope.append(10 * n * 10 ** (6 - decade) / 9)
-        offset.append(first - n / 9)
-    # The first piece begins at zero, so that what is not zero gets code 1 at least. 5.5e-7 is its one inner midpoint.
-    slope[0], offset[0] = (0.0 if signed else 1 / 5.5e-7), 1.0
-
     def constant(numbers: list[float]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float32, device=device)
 
-    one = last[-1] + 1
-    return Pieces(
-        constant(thresholds),
-        constant([*slope, 0.0]),
-        constant([*offset, float(one)]),
-        torch.tensor([*last[1:], one], dtype=torch.int32, device=device),
-    )
+    values = constant(_positive_values(signed)).tolist()
+    counts = [_count(decade, signed) for decade in range(NUM_PIECES)]
+    firsts = [sum(counts[:piece]) for piece in range(1, NUM_PIECES)]
+    thresholds = [(values[first - 1] + values[first]) / 2 for first in firsts]
+    slopes = [10 * 10 ** (6 - decade) / 9 for decade in range(NUM_DECADES)]
+    # In the last piece all x from its threshold to a little over 1 have the first position.
+    return Pieces(constant(thresholds), constant([*slopes, 0.1125]), constant([float(count) for count in counts]))
