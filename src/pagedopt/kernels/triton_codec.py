@@ -1,18 +1,17 @@
 """The 8-bit codecs on the GPU: the float32 operations of `codecs.blockwise`, in its order, hence its bits.
 
-What `codecs.codebook` defines comes in one table per device, so nothing of it is compiled in:
+What `codecs` defines comes in one table per device, so that nothing of it is compiled in:
 
-    byte 0        256 float32   value of each signed code, in the order of the int8
-         1024     256 float32   value of each unsigned code, in the order of the byte read as an int8
-         2048     128 int64     signed encoder, by exponent of x: threshold | piece << 32
-         3072     128 int64     unsigned encoder, the same
-         4096       8 int64     signed encoder, by piece: slope | offset << 32
-         4160       8 int64     unsigned encoder, the same
-         4224       3 float32   FLOOR, MIN_ROOT, MAX_ROOT
+byte 0      256 float32   value of each signed code, in the order of the int8
+     1024   256 float32   value of each unsigned code, in the order of the byte read as an int8
+     2048    32 int64     signed encoder, by exponent of x, from that of SMALLEST on: threshold | piece << 32
+     2304    32 int64     unsigned encoder, the same
+     2560     8 float32   signed encoder, by piece: slope
+     2592     8 float32   unsigned encoder, the same
+     2624     6 float32   FLOOR, MIN_ROOT, MAX_ROOT, SMALLEST, OFFSET, BELOW_TWO
 
 Between two thresholds of the encoder lies a power of two, so the exponent of x and one comparison give its piece: two
-look-ups in place of a search. Look-ups go through shared memory (`tl.gather`), the large ones without bank conflicts
-to speak of, the small ones with none.
+look-ups in place of a search. Look-ups go through shared memory (`tl.gather`).
 """
 
 from functools import lru_cache
@@ -23,42 +22,38 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedopt.codecs.blockwise import FLOOR, MAX_ROOT, MIN_ROOT
-from pagedopt.codecs.codebook import pieces, values_by_code
+from pagedopt.codecs.codebook import BELOW_TWO, OFFSET, SMALLEST, pieces, values_by_code
 
-_EXPONENTS = 128
-"""The biased exponents of x in [0, 2)."""
+_FIRST_EXPONENT, _NUM_EXPONENTS = 127 - 22, 32
+"""Biased exponents of x, from SMALLEST = 2^-22 to a little over 1."""
 
 
 @lru_cache
 def codec_table(device: torch.device) -> Tensor:
     """Return the table above, uint8, on `device`. Do not write to it: it is shared."""
-    arrays = [values_by_code(signed=signed).roll(128) for signed in (True, False)]
-    arrays += [_thresholds_by_exponent(signed=signed) for signed in (True, False)]
-    arrays += [_lines_by_piece(signed=signed) for signed in (True, False)]
-    arrays.append(torch.tensor([FLOOR, MIN_ROOT, MAX_ROOT], dtype=torch.float32, device="cpu"))
+    signed, unsigned = pieces(signed=True), pieces(signed=False)
+    arrays = [
+        values_by_code(signed=True).roll(128),
+        values_by_code(signed=False).roll(128),
+        _thresholds_by_exponent(signed.thresholds),
+        _thresholds_by_exponent(unsigned.thresholds),
+        signed.slope,
+        unsigned.slope,
+        torch.tensor([FLOOR, MIN_ROOT, MAX_ROOT, SMALLEST, OFFSET, BELOW_TWO], dtype=torch.float32, device="cpu"),
+    ]
     return torch.cat([array.view(torch.uint8) for array in arrays]).to(device)
 
 
-def _thresholds_by_exponent(*, signed: bool) -> Tensor:
+def _thresholds_by_exponent(thresholds: Tensor) -> Tensor:
     """Return for each exponent the one threshold among its floats (infinity if there is none), and how many thresholds
     are at or below its first float.
     """
-    thresholds = pieces(signed=signed).thresholds
-    first = (torch.arange(_EXPONENTS + 1, dtype=torch.int32, device="cpu") << 23).view(torch.float32)
-    piece = torch.bucketize(first, thresholds, right=True)
-    inside = piece.diff()
-    assert int(inside.max()) == 1, "two thresholds share an exponent"
-    threshold = torch.where(inside == 1, torch.nn.functional.pad(thresholds, (0, 1))[piece[:-1]], torch.inf)
-    return _pairs(threshold.view(torch.int32), piece[:-1])
-
-
-def _lines_by_piece(*, signed: bool) -> Tensor:
-    p = pieces(signed=signed)
-    return _pairs(p.slope.view(torch.int32), p.offset.view(torch.int32))
-
-
-def _pairs(low: Tensor, high: Tensor) -> Tensor:
-    return (low.long() & 0xFFFFFFFF) | (high.long() << 32)
+    exponents = torch.arange(_FIRST_EXPONENT, _FIRST_EXPONENT + _NUM_EXPONENTS + 1, dtype=torch.int32, device="cpu")
+    piece = torch.bucketize((exponents << 23).view(torch.float32), thresholds, right=True)
+    is_inside = piece.diff() == 1
+    assert int(piece.diff().max()) == 1, "two thresholds share an exponent"
+    threshold = torch.where(is_inside, torch.nn.functional.pad(thresholds, (0, 1))[piece[:-1]], torch.inf)
+    return threshold.view(torch.int32).long() | (piece[:-1] << 32)
 
 
 @triton.jit
@@ -70,16 +65,16 @@ def load_values(table):
 
 @triton.jit
 def load_encoders(table):
-    """Return the tables that `encode` needs: thresholds and lines of signed, then of unsigned codes."""
-    thresholds = (table + 2048).to(tl.pointer_type(tl.int64)) + tl.arange(0, 128)
-    lines = (table + 4096).to(tl.pointer_type(tl.int64)) + tl.arange(0, 8)
-    return tl.load(thresholds), tl.load(lines), tl.load(thresholds + 128), tl.load(lines + 8)
+    """Return the tables that `encode` needs: thresholds and slopes of signed, then of unsigned codes."""
+    thresholds = (table + 2048).to(tl.pointer_type(tl.int64)) + tl.arange(0, 32)
+    slopes = (table + 2560).to(tl.pointer_type(tl.float32)) + tl.arange(0, 8)
+    return tl.load(thresholds), tl.load(slopes), tl.load(thresholds + 32), tl.load(slopes + 8)
 
 
 @triton.jit
 def load_constants(table):
     """Return FLOOR, MIN_ROOT and MAX_ROOT."""
-    constants = (table + 4224).to(tl.pointer_type(tl.float32))
+    constants = (table + 2624).to(tl.pointer_type(tl.float32))
     return tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
 
 
@@ -90,36 +85,34 @@ def decode(values, codes, absmax):
 
 
 @triton.jit
-def encode(values, absmax, thresholds, lines, SIGNED: tl.constexpr):
+def encode(table, values, absmax, thresholds, slopes, SIGNED: tl.constexpr):
     """Return the int8 codes of finite `values` [blocks, 256] in blocks of `absmax` (floored, broadcast to them)."""
-    x = tl.abs(values) * tl.where(absmax > 0, tl.div_rn(1.0, absmax), 0.0)
+    constants = (table + 2624).to(tl.pointer_type(tl.float32))
+    smallest, offset, below_two = tl.load(constants + 3), tl.load(constants + 4), tl.load(constants + 5)
+    x = tl.maximum(tl.abs(values) * tl.where(absmax > 0, tl.div_rn(1.0, absmax), 0.0), smallest)
 
-    threshold = _look_up(thresholds, x.to(tl.int32, bitcast=True) >> 23)
-    piece = (threshold >> 32).to(tl.int32) + (x >= _low_float(threshold)).to(tl.int32)
-    line = _look_up(lines, piece)
-    code = tl.minimum(x * _low_float(line) + _low_float(line >> 32), _last_code(piece, SIGNED))
+    threshold = _look_up(thresholds, (x.to(tl.int32, bitcast=True) >> 23) - 105)
+    piece = (threshold >> 32).to(tl.int32) + (x >= threshold.to(tl.int32).to(tl.float32, bitcast=True)).to(tl.int32)
+    position = tl.minimum(x * _look_up(slopes, piece) + offset, below_two)
 
+    # A piece has 2^piece values, unsigned twice as many. Codes are rounded towards zero, whatever their sign.
     if SIGNED:
-        code = tl.maximum(_with_sign_of(code, values).to(tl.int32), -127)
-    return tl.where(values == 0, 0, code.to(tl.int32)).to(tl.int8)
+        size = position * _power_of_two(piece)
+        code = tl.maximum(_with_sign_of(size, values).to(tl.int32), -127)
+    else:
+        code = (position * _power_of_two(piece + 1)).to(tl.int32) - 1
+    return tl.where(values == 0, 0, code).to(tl.int8)
 
 
 @triton.jit
-def _last_code(piece, SIGNED: tl.constexpr):
-    """Return 2^(piece + 1) - 1, or 2^(piece + 2) - 2 of unsigned codes: the last piece ends before that anyway."""
-    step: tl.constexpr = 1 if SIGNED else 2
-    return ((piece + (127 + step)) << 23).to(tl.float32, bitcast=True) - step
+def _power_of_two(exponent):
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _with_sign_of(size, value):
     sign = value.to(tl.int32, bitcast=True) & -0x80000000
     return (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _low_float(pair):
-    return pair.to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit

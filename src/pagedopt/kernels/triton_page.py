@@ -283,7 +283,7 @@ def _update_blocks(
     m_absmax = tl.load(m_absmax_pointer, mask=has_block, other=0.0)
     root_absmax = tl.load(root_absmax_pointer, mask=has_block, other=0.0)
     m_values, root_values = load_values(codec)
-    m_thresholds, m_lines, root_thresholds, root_lines = load_encoders(codec)
+    m_thresholds, m_slopes, root_thresholds, root_slopes = load_encoders(codec)
     floor, min_root, max_root = load_constants(codec)
 
     m = decode(m_values, m_codes, m_absmax[:, None])
@@ -295,8 +295,8 @@ def _update_blocks(
     m, root, m_absmax, root_absmax = keepable(m, root, min_root, max_root)
     m_absmax, root_absmax = floored(m_absmax, floor), floored(root_absmax, floor)
 
-    m_codes = encode(m, m_absmax[:, None], m_thresholds, m_lines, True)
-    root_codes = encode(root, root_absmax[:, None], root_thresholds, root_lines, False)
+    m_codes = encode(codec, m, m_absmax[:, None], m_thresholds, m_slopes, True)
+    root_codes = encode(codec, root, root_absmax[:, None], root_thresholds, root_slopes, False)
 
     tl.store(m_absmax_pointer, m_absmax, mask=has_block)
     tl.store(root_absmax_pointer, root_absmax, mask=has_block)
@@ -323,15 +323,15 @@ def _tensorwise_tile(
     param = _address(operand + 0, segment, PARAM)
     p = _load_float(param, first, within, mask, PARAM, LAYOUT)
     g = _load_float(_address(operand + 1, segment, GRAD), first, within, mask, GRAD, LAYOUT)
-    m_thresholds, m_lines, root_thresholds, root_lines = load_encoders(codec)
+    m_thresholds, m_slopes, root_thresholds, root_slopes = load_encoders(codec)
     floor, min_root, max_root = load_constants(codec)
 
     u, m, root = _advance_tensorwise(segment, first, within, mask, g, scalars, page, codec, LAYOUT)
     _store_float(param, first, within, mask, _stepped(p, u, scalars), PARAM, LAYOUT, BY_HAND)
 
     m, root, _, _ = keepable(m, root, min_root, max_root)
-    m_codes = encode(m, floored(tl.load(absmax + 0), floor), m_thresholds, m_lines, True)
-    root_codes = encode(root, floored(tl.load(absmax + 1), floor), root_thresholds, root_lines, False)
+    m_codes = encode(codec, m, floored(tl.load(absmax + 0), floor), m_thresholds, m_slopes, True)
+    root_codes = encode(codec, root, floored(tl.load(absmax + 1), floor), root_thresholds, root_slopes, False)
 
     tl.store(_pointers(page + tl.load(segment + 4), first, within, tl.int8, LAYOUT), m_codes, mask=mask)
     tl.store(_pointers(page + tl.load(segment + 5), first, within, tl.int8, LAYOUT), root_codes, mask=mask)
