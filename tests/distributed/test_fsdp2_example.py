@@ -14,6 +14,7 @@ from cluster import Cluster
 
 from pagedopt import PagedAdamW8bit
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp2_finetune.py"
 
 
@@ -38,8 +39,7 @@ def test_what_two_processes_save_one_and_three_load_to_the_bit(
     cluster_of: Callable[[int], Cluster], tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(EXAMPLE)]
-        + ["--output", str(tmp_path), "--steps", "2"],
+        [sys.executable, *TORCHRUN, str(EXAMPLE), "--output", str(tmp_path), "--steps", "2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
