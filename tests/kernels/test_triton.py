@@ -405,8 +405,9 @@ def test_values_at_every_threshold_and_midpoint_get_the_codes_of_the_reference(s
 
 
 def encoded(values: Tensor, *, signed: bool) -> Tensor:
-    from pagedopt.kernels.triton_codec import codec_table
     from triton_probe import encode_blocks
+
+    from pagedopt.kernels.triton_codec import codec_table
 
     codes = torch.empty(values.shape, dtype=torch.int8, device=values.device)
     encode_blocks[(len(values),)](codec_table(values.device), values, codes, SIGNED=signed, enable_fp_fusion=False)
