@@ -36,7 +36,10 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run_command
 
 
-@pytest.mark.parametrize("command", ["demo", "memory"])
+COMMANDS = {"convert", "demo", "inspect", "memory"}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example(run, command: str) -> None:
     result = run(command, "--help")
 
@@ -46,7 +49,7 @@ def test_every_command_has_help_with_an_example(run, command: str) -> None:
 
 
 def test_every_command_is_tested_for_help(run) -> None:
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {"demo", "memory"}
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == COMMANDS
 
 
 def test_the_version_is_the_packages(run) -> None:

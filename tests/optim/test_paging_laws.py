@@ -157,9 +157,12 @@ def test_prefetch_is_a_hint(cls: Any, depth: int, tmp_path: Path) -> None:
 
 @each_bits
 def test_a_new_page_costs_no_read(cls: Any, tmp_path: Path) -> None:
-    """Law 3: the first step, and init_state before it, read nothing from any tier; what was never written is zero."""
+    """Law 3: the first step, and init_state before it, read nothing from any tier; what was never written is zero.
+
+    With no look-ahead: its last prefetches are for the second step, of pages that the first has written.
+    """
     params = random_params(SHAPES)
-    opt = cls(params, **_smallest(tmp_path))
+    opt = cls(params, **_smallest(tmp_path, 0))
     opt.init_state()
     assert not any(opt.state[p]["exp_avg"].any() or opt.state[p]["exp_avg_sq"].any() for p in params)
     opt.reset_paging_stats()
