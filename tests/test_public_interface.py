@@ -30,6 +30,9 @@ PUBLIC = [
     "StateLostError",
     "__version__",
     "backends",
+    "export_state",
+    "load",
+    "save",
 ]
 """In the order in which people look names up: 8 before 32."""
 

@@ -12,7 +12,7 @@ whose operand has no gradient in this step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -76,6 +76,7 @@ class Operands:
         scalars: float32 [rows, len(Scalar)], on the CPU.
         absmax: float32 [num_operands, 2], on the parameters' device. For tensor-wise 8-bit state: `Kernel.measure`
             raises it to the largest finite |m| and sqrt(v) of the whole parameter, `Kernel.update` encodes with it.
+        derived: what a kernel makes of the operands once, at the first page of the step, under its own name.
     """
 
     params: Sequence[Tensor]
@@ -83,6 +84,7 @@ class Operands:
     scalar_rows: Sequence[int]
     scalars: Tensor
     absmax: Tensor
+    derived: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Kernel(Protocol):

@@ -9,7 +9,8 @@ step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 import torch
@@ -18,8 +19,9 @@ from typing_extensions import Self
 
 from pagedopt.codecs.base import CODEC_VERSION, StateFormat
 from pagedopt.errors import PagedOptError, StateLostError
+from pagedopt.formats.recognise import recognise
 from pagedopt.kernels.select import kernel_for
-from pagedopt.optim import state_dicts
+from pagedopt.optim import matching, state_dicts
 from pagedopt.optim.arguments import StateOptions, check_hyperparameters, number
 from pagedopt.optim.gradients import check_gradients
 from pagedopt.optim.parameters import Parameters
@@ -255,13 +257,23 @@ class PagedOptimizer(torch.optim.Optimizer):
             for param in (self._parameters.all if self._state_map.unbound else ())
             if id(param) in self._state_map.unbound and self._state_map.get(param)
         }
-        if entries:
-            self._write_entries(state_dicts.check_entries(entries, self._format_for, self._name_of))
+        if not entries:
+            return
+        incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
+        state_dicts.warn_of_changes(incoming.values(), stacklevel=6)
+        for param, entry in incoming.items():
+            self._take_in_one(param, entry, entries[param])
+
+    def _take_in_one(self, param: Tensor, incoming: state_dicts.Incoming, entry: dict[str, Any]) -> None:
+        try:
+            self._write_entries({param: incoming})
+        except BaseException:
+            self._state_map[param] = entry  # to be taken in once there is room
+            raise
 
     def _write_entries(self, incoming: dict[Tensor, state_dicts.Incoming]) -> None:
         for param, entry in incoming.items():
             entry.write(self._store, self._place(param, entry.state_format))
-        state_dicts.warn_of_conversions(incoming.values())
 
     # -- state and checkpoints ----------------------------------------------------------------------------------------
 
@@ -294,8 +306,9 @@ class PagedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put state back into pages, within the budget, from wherever its tensors are.
 
-        Takes what any of these classes saved, with any page size, budget and bits, and torch's and bitsandbytes'.
-        State is converted to the precision that this optimizer keeps, with one warning that says so.
+        Takes what any of these classes saved, with any page size, budget and bits, and torch's, bitsandbytes',
+        torchao's and flashoptim's. State is converted to the precision that this optimizer keeps, with one warning that
+        says so. Parameters that have names on both sides are matched by name, others by position.
 
         Raises:
             ValueError: the groups do not match, or an entry does not fit its parameter; nothing is changed.
@@ -303,26 +316,65 @@ class PagedOptimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = _first(pre_hook(self, state_dict), state_dict)
-        with self._store.lock, torch.no_grad():
-            if self._is_closed:
-                self._check_usable()
-            self._load(state_dict)
+        self.replace_state(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        groups = state_dicts.match_groups(self.param_groups, state_dict["param_groups"], self.defaults)
-        entries = state_dicts.match_entries(self.param_groups, state_dict)
-        before, self.param_groups = self.param_groups, groups
-        try:
-            self._resolve()
-            incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
-        except BaseException:
-            self.param_groups = before
-            raise
-        self._state_map.clear()
-        self._write_entries(incoming)
-        self._state_map.update({key: entry for key, entry in entries.items() if not isinstance(key, Tensor)})
+    def replace_state(
+        self,
+        state_dict: Mapping[str, Any],
+        recognise: state_dicts.Recognise = recognise,
+        verify: Callable[[], None] | None = None,
+    ) -> None:
+        """Check a state dict, then put it in the place of all state: what all ways to load share. No hook fires.
+
+        Args:
+            state_dict: its entries may be anything that `recognise` knows.
+            recognise: returns the checked entry of a parameter of a shape.
+            verify: raises if `state_dict` is damaged; called, after all other checks, if there is state to be lost.
+
+        Raises:
+            ValueError: it cannot be taken in; nothing is changed.
+            Exception: reading it or writing pages failed midway. What is here now is what a new optimizer has; if
+                there was state, then nothing can be done with this one until state is loaded or cleared.
+        """
+        with self._store.lock, torch.no_grad():
+            if self._is_closed:
+                self._check_usable()
+            match = matching.match(self.param_groups, state_dict, self.defaults)
+            before, self.param_groups = self.param_groups, match.groups
+            has_state = self._store.is_lost or any(self._state_map.values())
+            try:
+                self._resolve()
+                incoming = state_dicts.check_entries(match.entries, self._format_for, self._name_of, recognise)
+                state_dicts.warn_of_changes(incoming.values())
+                if has_state and verify is not None:
+                    verify()
+            except BaseException:
+                self.param_groups = before
+                raise
+            self._state_map.clear()
+            try:
+                self._write_entries(incoming)
+            except BaseException as error:
+                self.param_groups = before
+                self._state_map.clear()
+                if has_state:
+                    self._store.lose(
+                        StateLostError(
+                            f"loading ended midway ({type(error).__name__}: {error}) and the state before it is gone; "
+                            "load again, or clear optimizer.state"
+                        )
+                    )
+                raise
+            self._state_map.update({key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)})
+
+    @contextmanager
+    def settled(self) -> Iterator[Store]:
+        """Hold the state still while the store is read: everything assigned is in pages, and nothing steps."""
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            yield self._store
 
     def __getstate__(self) -> dict[str, Any]:
         """Return configuration and a snapshot of the state, for pickle and deepcopy; a copy has pages of its own."""

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from pagedopt.codecs.base import Field
-from pagedopt.optim.store import GNORM_SLOTS, Record, Store
+from pagedopt.formats.entry import GNORM_HISTORY, GNORM_SLOTS
+from pagedopt.optim.store import Record, Store
 
 STEP = "step"
-GNORM_HISTORY = "gnorm_history"
 _MISSING = object()
 
 

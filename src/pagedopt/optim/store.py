@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,18 +23,17 @@ from xxhash import xxh3_64_intdigest
 
 from pagedopt.codecs.base import FIELDS, Field, Per, StateFormat
 from pagedopt.errors import StateLostError
-from pagedopt.formats.entry import decoded_span, grid_for, moments_of, to_arrays
-from pagedopt.layout import Grid, Segment, fit
+from pagedopt.formats.entry import PIECE, Reader, Values
+from pagedopt.formats.kept import Kept, Recoded
+from pagedopt.layout import Grid, Segment, fit, grid_for
 from pagedopt.optim.counters import StepCounters
 from pagedopt.optim.parts import Part
 from pagedopt.paging.pager import DevicePager, Pager
+from pagedopt.paging.sweep import sweep
 from pagedopt.tiers.buffers import bytes_of
 
 _PLACING = threading.Lock()
 """One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
-
-GNORM_SLOTS = 100
-"""Gradient norms that percentile clipping remembers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -162,6 +162,11 @@ class Store:
         """Refuse all use from now on, until the state is reloaded or cleared."""
         self._lost = error
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether state was lost or left half updated."""
+        return self._lost is not None
+
     def check_whole(self) -> None:
         """Raise if state was lost or left half updated."""
         if self._lost is not None:
@@ -169,57 +174,79 @@ class Store:
 
     # -- arrays -------------------------------------------------------------------------------------------------------
 
+    def segments(self, record: Record, *, dirty: bool) -> Generator[tuple[Segment, dict[int, Tensor]], None, None]:
+        """Yield each segment with its arrays by index in `FIELDS`, views of its frame until the next is asked for."""
+        segments = dict(record.segments)
+        with closing(sweep(record.pager, list(segments), dirty=dirty)) as pages:
+            for page, frame in pages:
+                segment = segments[page]
+                yield segment, {index: _array(frame, record, segment, index) for index in range(len(segment.offsets))}
+
+    def reader(self, record: Record) -> Kept:
+        """Return a reader of the moments of `record`, as they are when they are read."""
+
+        def fill(index: int, start: int, stop: int, into: Tensor) -> None:
+            self._fill(record, index, start, stop, into)
+
+        return Kept(record.state_format, record.grid, fill)
+
+    def _fill(self, record: Record, index: int, start: int, stop: int, into: Tensor) -> None:
+        """Fill a flat CPU tensor with the elements [start, stop) of one array of `record`."""
+        per = FIELDS[record.state_format][index].per
+        first = bisect_right(record.segments, start, key=lambda inside: inside[1].bounds(per)[1])
+        while start < stop:
+            page, segment = record.segments[first]
+            low, high = segment.bounds(per)
+            count = min(high, stop) - start
+            with _pinned(record.pager, page, dirty=False) as frame:
+                array = _array(frame, record, segment, index)
+                into[into.numel() - (stop - start) :][:count].copy_(array[start - low : start - low + count])
+            start, first = start + count, first + 1
+
+    def take(self, record: Record, reader: Reader) -> None:
+        """Overwrite the state of `record` with what `reader` reads, converted where it is of another format."""
+        recoded = Recoded(reader, record.state_format, record.grid)
+        with closing(self.segments(record, dirty=True)) as segments:
+            for segment, arrays in segments:
+                recoded.fill(segment, arrays)
+        reader.finish()
+
     def read(self, record: Record, into: Mapping[int, Tensor]) -> None:
         """Fill CPU tensors with shown arrays of `record`, each named by its index in `shown`; a page is pinned once."""
         if record.is_decoded:
             self._read_decoded(record, into)
             return
-        for page, segment, places in self._places(record, list(into)):
-            with _pinned(record.pager, page, dirty=False) as frame:
-                for index, (start, stop) in places.items():
-                    target = into[index].view(-1)[start:stop]
-                    target.copy_(_array(frame, record, segment, index))
+        fields = FIELDS[record.state_format]
+        with closing(self.segments(record, dirty=False)) as segments:
+            for segment, arrays in segments:
+                for index, target in into.items():
+                    start, stop = segment.bounds(fields[index].per)
+                    target.view(-1)[start:stop].copy_(arrays[index])
 
-    @staticmethod
-    def _read_decoded(record: Record, into: Mapping[int, Tensor]) -> None:
-        kept = range(len(FIELDS[record.state_format]))
-        for page, segment in record.segments:
-            with _pinned(record.pager, page, dirty=False) as frame:
-                arrays = [_array(frame, record, segment, index) for index in kept]
-                moments = decoded_span(arrays, record.state_format, record.grid, segment.start)
-                for index, values in enumerate((moments.exp_avg, moments.exp_avg_sq)):
-                    if index in into:
-                        into[index].view(-1)[segment.start : segment.stop].copy_(values)
+    def _read_decoded(self, record: Record, into: Mapping[int, Tensor]) -> None:
+        reader, numel = self.reader(record), record.grid.numel
+        for start in range(0, numel, PIECE):
+            stop = min(start + PIECE, numel)
+            moments = reader.moments(start, stop)
+            for index, values in enumerate((moments.exp_avg, moments.exp_avg_sq)):
+                if index in into:
+                    into[index].view(-1)[start:stop] = values
 
     def overwrite(self, record: Record, arrays: Mapping[int, Tensor]) -> None:
         """Overwrite shown arrays of `record`, each named by its index in `shown`, with tensors from any device."""
-        if not record.is_decoded:
-            self.write(record, arrays)
+        if record.is_decoded:
+            whole = {i: torch.empty(record.array_shape(field), device="cpu") for i, field in enumerate(record.shown)}
+            self.read(record, whole)
+            whole.update(arrays)
+            self.take(record, Values(*(whole[index].reshape(-1) for index in (0, 1))))
             return
-        whole = {i: torch.empty(record.array_shape(field), device="cpu") for i, field in enumerate(record.shown)}
-        self.read(record, whole)
-        whole.update(arrays)
-        self.write(record, to_arrays(moments_of(whole), record.state_format, record.grid))
-
-    def write(self, record: Record, arrays: Mapping[int, Tensor]) -> None:
-        """Overwrite arrays of `record`, as its format keeps them, with tensors of their shape and element type."""
+        fields = FIELDS[record.state_format]
         flat = {index: array.contiguous().view(-1) for index, array in arrays.items()}
-        for page, segment, places in self._places(record, list(arrays)):
-            with _pinned(record.pager, page, dirty=True) as frame:
-                for index, (start, stop) in places.items():
-                    _array(frame, record, segment, index).copy_(flat[index][start:stop])
-
-    @staticmethod
-    def _places(record: Record, indices: list[int]) -> Iterator[tuple[int, Segment, dict[int, tuple[int, int]]]]:
-        """Yield each segment with the elements that it has of each array."""
-        arrays = FIELDS[record.state_format]
-        for page, segment in record.segments:
-            spans = {
-                Per.VALUE: (segment.start, segment.stop),
-                Per.BLOCK: (segment.first_block, segment.stop_block),
-                Per.SEGMENT: (0, 1),
-            }
-            yield page, segment, {index: spans[arrays[index].per] for index in indices}
+        with closing(self.segments(record, dirty=True)) as segments:
+            for segment, into in segments:
+                for index, array in flat.items():
+                    start, stop = segment.bounds(fields[index].per)
+                    into[index].copy_(array[start:stop])
 
     # -- lent copies --------------------------------------------------------------------------------------------------
 
