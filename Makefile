@@ -24,8 +24,9 @@ help:  ## say what there is to make
 demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (DEMO_FLAGS="--steps 50 --budget 10%")
 	$(BIN)/pagedopt demo $(DEMO_FLAGS)
 
+# One thread a process: processes that share cores with more threads than cores spend their time waiting for each other.
 test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 $(PYTEST_FLAGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
