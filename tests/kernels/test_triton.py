@@ -72,7 +72,9 @@ class Twins:
         self.shapes, self.formats = shapes, formats
         self.numels = [math.prod(shape) for shape in shapes]
         dtypes = dtypes or [torch.float32] * len(shapes)
-        self.params = [normal(n, 10 + i).to(dtype) for i, (n, dtype) in enumerate(zip(self.numels, dtypes, strict=True))]
+        self.params = [
+            normal(n, 10 + i).to(dtype) for i, (n, dtype) in enumerate(zip(self.numels, dtypes, strict=True))
+        ]
         self.ours = [skewed(param, skew) for param in self.params]
         self.pages, self.our_pages = Pages(shapes, formats, capacity), Pages(shapes, formats, capacity)
         self.our_pages.frames = [frame.to(DEVICE) for frame in self.our_pages.frames]
@@ -92,11 +94,18 @@ class Twins:
             ours.copy_(theirs)
 
     def step(
-        self, grads: list[Tensor | None], rows: list[list[float]], scalar_rows: list[int] | None = None, *, skew: int = 0
+        self,
+        grads: list[Tensor | None],
+        rows: list[list[float]],
+        scalar_rows: list[int] | None = None,
+        *,
+        skew: int = 0,
     ) -> None:
         """Update both; on the GPU the gradients begin `skew` elements into their memory."""
         self.pages.update(REFERENCE, operands_of(self.params, grads, rows, scalar_rows))
-        ours = operands_of(self.ours, [None if grad is None else skewed(grad, skew) for grad in grads], rows, scalar_rows)
+        ours = operands_of(
+            self.ours, [None if grad is None else skewed(grad, skew) for grad in grads], rows, scalar_rows
+        )
         self.our_pages.update(KERNEL, moved(ours))
 
     def assert_equal(self) -> None:
@@ -112,9 +121,7 @@ def skewed(tensor: Tensor, skew: int) -> Tensor:
 
 
 def moved(operands: Operands) -> Operands:
-    return Operands(
-        operands.params, operands.grads, operands.scalar_rows, operands.scalars, operands.absmax.to(DEVICE)
-    )
+    return Operands(operands.params, operands.grads, operands.scalar_rows, operands.scalars, operands.absmax.to(DEVICE))
 
 
 # --- the bits of the reference ------------------------------------------------------------------------------------
@@ -398,8 +405,9 @@ def test_values_at_every_threshold_and_midpoint_get_the_codes_of_the_reference(s
 
 
 def encoded(values: Tensor, *, signed: bool) -> Tensor:
-    from pagedopt.kernels.triton_codec import codec_table
     from triton_probe import encode_blocks
+
+    from pagedopt.kernels.triton_codec import codec_table
 
     codes = torch.empty(values.shape, dtype=torch.int8, device=values.device)
     encode_blocks[(len(values),)](codec_table(values.device), values, codes, SIGNED=signed, enable_fp_fusion=False)
