@@ -140,8 +140,7 @@ def test_is_paged_pages(cls: Any, tmp_path: Path) -> None:
     train(opt, ours, 2)
     train(peer, theirs, 2)
     assert_same_params(ours, theirs)
-    # They share a pager, so what one has in frames the other has not.
-    assert opt.memory_stats()._replace(resident_pages=0) == peer.memory_stats()._replace(resident_pages=0)
+    assert opt.memory_stats().pages == peer.memory_stats().pages > 1
     assert opt.memory_stats().budget_bytes == tight_paging(cls)["max_host_memory"]
 
 
