@@ -29,10 +29,10 @@ from xxhash import xxh3_128
 
 from pagedopt.checkpoint import files
 from pagedopt.checkpoint import manifest as manifests
+from pagedopt.checkpoint.file_writer import FileWriter
 from pagedopt.checkpoint.layout import FileLayout, SavedParam, lay_out, nbytes_of, spread_over_files, tensors_of
 from pagedopt.checkpoint.manifest import Manifest
 from pagedopt.checkpoint.progress import progress
-from pagedopt.checkpoint.writer import FileWriter
 from pagedopt.codecs.base import CODEC_VERSION, FIELDS, StateFormat
 from pagedopt.errors import CheckpointError
 from pagedopt.formats.entry import GNORM_HISTORY
