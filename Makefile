@@ -42,8 +42,7 @@ format: $(STAMPS)/check  ## write the format that `make check` asks for
 
 pins: | $(BIN)/python  ## take the newest versions of everything but torch into requirements/pins.txt
 	$(PIP) uv
-	cat requirements/build.txt requirements/run.txt requirements/demo.txt requirements/test.txt requirements/check.txt \
-		| grep -v '^-' | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.10 --no-annotate \
+	cat $(filter-out %/pins.txt,$(wildcard requirements/*.txt)) | grep -v '^-' | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.10 --no-annotate \
 		--custom-compile-command "make pins" --output-file requirements/pins.txt
 
 clean:  ## remove everything that was made here
