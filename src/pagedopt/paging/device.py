@@ -24,6 +24,9 @@ Observer = Callable[[str, int], None]
 """Told `read, pin, hit, fault, unpin, write, evict` or `prefetch`, and the page. It must not call the pager."""
 
 
+_IN_FRAMES = (PageState.RESIDENT, PageState.LEAVING)
+
+
 class DevicePager:
     """The pages of one device. Thread-safe: every method is one turn under one lock.
 
@@ -213,13 +216,27 @@ class DevicePager:
         """Where the pages are."""
         with self._turn():
             usage = TierUsage() if self._tier is None else self._tier.usage
-            in_frames = (PageState.RESIDENT, PageState.LEAVING)
             return PagingMemory(
                 num_pages=len(self._table),
-                num_resident=sum(entry.state in in_frames for entry in self._table.values()),
+                num_resident=sum(entry.state in _IN_FRAMES for entry in self._table.values()),
                 frame_nbytes=self._frames.num_allocated * self.page_nbytes,
                 host_nbytes=usage.host_nbytes,
                 disk_nbytes=usage.disk_nbytes,
+                budget_nbytes=self._frames.budget_nbytes,
+            )
+
+    def memory_of(self, pages: Iterable[int]) -> PagingMemory:
+        """Return where some of the pages are: `frame_nbytes` are those of the frames that they are in."""
+        with self._turn():
+            entries = [self._table[page] for page in pages]
+            resident = sum(entry.state in _IN_FRAMES for entry in entries)
+            homes = [] if self._tier is None else [self._tier.home(entry.number) for entry in entries]
+            return PagingMemory(
+                num_pages=len(entries),
+                num_resident=resident,
+                frame_nbytes=resident * self.page_nbytes,
+                host_nbytes=homes.count("host") * self.page_nbytes,
+                disk_nbytes=homes.count("disk") * self.page_nbytes,
                 budget_nbytes=self._frames.budget_nbytes,
             )
 
