@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 
+from pagedopt import kernels
 from pagedopt.kernels import select
 from pagedopt.kernels.select import backends, kernel_for
 
@@ -55,7 +56,8 @@ def test_an_extension_that_cannot_load_is_said_once_and_replaced_by_the_referenc
     """Never silently: the update is many times slower."""
     monkeypatch.setitem(sys.modules, "pagedopt.kernels._native", None)
     monkeypatch.delitem(sys.modules, "pagedopt.kernels.native", raising=False)
-    monkeypatch.delattr("pagedopt.kernels.native", raising=False)
+    for name in ("native", "_native"):
+        monkeypatch.delattr(kernels, name, raising=False)
     select._kernel_for.cache_clear()
     with pytest.warns(UserWarning, match="native backend cannot run"):
         assert kernel_for(CPU).name == "reference"
