@@ -91,7 +91,7 @@ def train(
 class StopAtCheckpoint(TrainerCallback):
     """The interruption: training ends as soon as a checkpoint is on disk."""
 
-    def on_save(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, _args: Any, _state: Any, control: TrainerControl, **_kwargs: Any) -> None:
         control.should_training_stop = True
 
 

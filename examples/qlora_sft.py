@@ -55,9 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("out/qlora"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=64)
     parser.add_argument(
-        "--budget", default="320KiB", help="bytes of AdamW state to keep in the training device's memory"
+        "--budget", default="512KiB", help="bytes of AdamW state to keep in the training device's memory"
     )
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
 def new_trainer(arguments: argparse.Namespace) -> SFTTrainer:
     name = arguments.model or build_small_model(arguments.output / "base")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=nf4_base(name),
         args=SFTConfig(
             output_dir=str(arguments.output),
@@ -86,6 +86,12 @@ def new_trainer(arguments: argparse.Namespace) -> SFTTrainer:
         optimizer_cls_and_kwargs=(PagedAdamW8bit, {"lr": arguments.lr, **paging(arguments.budget)}),
         callbacks=[PagingCallback()],
     )
+    # TRL makes the adapters bfloat16 here, PEFT makes them float32 when a checkpoint is loaded. Only if they are one of
+    # the two all along is a resumed run the same to the bit, and small updates are not lost in float32.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
 
 
 def paging(budget: str) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def nf4_base(name: str) -> torch.nn.Module:
 
 
 def build_small_model(folder: Path) -> str:
-    """Write a four-layer Llama over bytes into `folder` and return its path."""
+    """Write a two-layer Llama over bytes into `folder` and return its path."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

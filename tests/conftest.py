@@ -14,6 +14,9 @@ _COMMON = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 
+if not torch.accelerator.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any test imports Triton: its kernels then run on the CPU
+
 settings.register_profile("default", max_examples=30, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -24,7 +24,7 @@ from bench.check import (
     check,
     tolerance_for,
 )
-from bench.workload import GRAD_SCALES, Shape, Workload
+from bench.workload import GRAD_SCALES, GRAD_STD, Shape, Workload
 from pagedopt import AdamW8bit, AdamW32bit
 
 CPU = torch.device("cpu")
@@ -118,13 +118,15 @@ def test_8_bits_and_bfloat16_have_their_own_tolerances() -> None:
 def test_every_candidate_gets_the_same_values(shape: Shape) -> None:
     one, other = Workload(shape, torch.float32, CPU), Workload(shape, torch.float32, CPU)
     assert torch.equal(one.sample_params(), other.sample_params())
-    seen = []
+    seen, scales = [], []
     for step in range(len(GRAD_SCALES)):
         one.draw_gradients(step)
         other.draw_gradients(step)
         assert torch.equal(one.sample_gradients(), other.sample_gradients())
         seen.append(one.sample_gradients() / GRAD_SCALES[step])
+        scales.append(one.sample_gradients().std().item() / GRAD_STD)
     assert all(not torch.allclose(a, b) for a, b in itertools.pairwise(seen))
+    assert scales == pytest.approx(GRAD_SCALES, rel=0.1)
 
 
 def test_a_sample_has_the_end_of_every_parameter() -> None:

@@ -354,9 +354,12 @@ def test_distributed_checkpoint_state_dicts_change_nothing(cls: Any) -> None:
 @paged_class
 def test_resumed_state_is_still_paged(cls: Any, tmp_path: Path) -> None:
     """D5: within the budget, on the disk, moving pages at every step."""
-    opt, _ = _trained(cls)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    opt, _ = _trained(cls, spill_dir=first)
     saved = _saved(opt.state_dict())
-    resumed = cls(random_params(SHAPES), **_options(cls), spill_dir=tmp_path)
+    resumed = cls(random_params(SHAPES), **_options(cls), spill_dir=second)
     resumed.load_state_dict(saved)
     before = opt.memory_stats()
     for _ in range(2):
@@ -368,7 +371,7 @@ def test_resumed_state_is_still_paged(cls: Any, tmp_path: Path) -> None:
         )
         assert stats.resident_pages * 65_536 <= stats.budget_bytes
         train(resumed, resumed.param_groups[0]["params"], 1)
-    assert open_files_in(tmp_path)
+    assert open_files_in(second)
     resumed.reset_paging_stats()
     train(resumed, resumed.param_groups[0]["params"], 1)
     assert sum(resumed.paging_stats().bytes_read.values()) > 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from oracle import (
     Float64AdamW,
@@ -171,8 +172,8 @@ def test_step_hooks_fire_once(cls: Any) -> None:
     handles = [
         opt.register_step_pre_hook(lambda *_: fired.append("pre")),
         opt.register_step_post_hook(lambda *_: fired.append("post")),
-        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *_: fired.append("global pre")),
-        torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: fired.append("global post")),
+        register_optimizer_step_pre_hook(lambda *_: fired.append("global pre")),
+        register_optimizer_step_post_hook(lambda *_: fired.append("global post")),
     ]
     try:
         train(opt, params, 1)

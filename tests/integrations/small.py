@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedopt import PagedAdamW8bit
+from pagedopt.optim.base import PagedOptimizer
 
 PAGED: dict[str, Any] = {"lr": 1e-2, "page_size": "64KiB", "max_host_memory": "64KiB", "prefetch_depth": 0}
 """One frame of the smallest page, so that the smallest model pages."""
@@ -61,9 +61,11 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 def assert_paged(optimizer: Any) -> None:
-    """Some state is in 8 bits, and not all of it is resident."""
-    while not isinstance(optimizer, PagedAdamW8bit):
+    """The state of this optimizer is larger than the budget of its pager, and some of it is in 8 bits."""
+    while not isinstance(optimizer, PagedOptimizer):
         optimizer = optimizer.optimizer
     memory = optimizer.memory_stats()
+    assert memory.budget_bytes is not None
+    assert sum(record.nbytes for record in optimizer._store.records.values()) > memory.budget_bytes
     assert memory.resident_pages < memory.pages
     assert any("exp_avg_absmax" in entry for entry in optimizer.state.values())

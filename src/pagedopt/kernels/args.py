@@ -1,8 +1,10 @@
 """The page-level calling convention: all that one kernel call needs to update every segment of a page.
 
-    segments   int64 [num_segments, len(Column)]    fixed when the page is laid out
+    segments   int64 [num_segments, len(Column)]    on the CPU, fixed when the page is laid out
     operands   what this step brings: parameters, gradients, and the scalars each is updated with
     frame      uint8 [page_nbytes]                  the page's state, updated in place
+
+A backend may keep what it makes of a segment table or of operands for as long as these live, by their identity.
 
 A segment names its parameter by `Column.OPERAND`, the position of that parameter in `operands`. A parameter of a
 hundred pages is one operand, so a step costs Python per parameter and not per page. A kernel passes over a segment
@@ -12,7 +14,7 @@ whose operand has no gradient in this step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -65,8 +67,12 @@ class Scalar(IntEnum):
     """8-bit state only: |m / denom| is held to this, 4 * (1 - beta1^t)"""
 
 
-@dataclass(frozen=True, slots=True)
-class Operands:
+class _WeaklyReferable:
+    __slots__ = ("__weakref__",)  # dataclass(weakref_slot=True) is of Python 3.11
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operands(_WeaklyReferable):
     """One step's parameters, gradients and scalars, by operand.
 
     Attributes:
@@ -76,6 +82,7 @@ class Operands:
         scalars: float32 [rows, len(Scalar)], on the CPU.
         absmax: float32 [num_operands, 2], on the parameters' device. For tensor-wise 8-bit state: `Kernel.measure`
             raises it to the largest finite |m| and sqrt(v) of the whole parameter, `Kernel.update` encodes with it.
+        derived: what a kernel makes of the operands once, at the first page of the step, under its own name.
     """
 
     params: Sequence[Tensor]
@@ -83,6 +90,7 @@ class Operands:
     scalar_rows: Sequence[int]
     scalars: Tensor
     absmax: Tensor
+    derived: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Kernel(Protocol):

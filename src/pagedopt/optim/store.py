@@ -137,6 +137,13 @@ class Store:
         self.version += 1
         return record
 
+    def pages(self) -> dict[torch.device, set[int]]:
+        """Return the pages that hold this store's state, by device."""
+        found: dict[torch.device, set[int]] = {}
+        for record in self.records.values():
+            found.setdefault(record.device, set()).update(page for page, _ in record.segments)
+        return found
+
     def discard(self, parameter: Tensor) -> None:
         """Release the state of `parameter`, if it has any."""
         record = self.records.pop(parameter, None)
@@ -216,6 +223,9 @@ class Store:
         if record.is_decoded:
             self._read_decoded(record, into)
             return
+        if not record.segments:  # an empty parameter: there is nothing to scale, and its one absmax is zero
+            for target in into.values():
+                target.zero_()
         fields = FIELDS[record.state_format]
         with closing(self.segments(record, dirty=False)) as segments:
             for segment, arrays in segments:

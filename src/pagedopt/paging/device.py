@@ -212,6 +212,11 @@ class DevicePager:
         with self._turn() as residency:
             return residency.memory
 
+    def memory_of(self, pages: Iterable[int]) -> PagingMemory:
+        """Where some of the pages are: `frame_nbytes` are those of the frames that they are in."""
+        with self._turn() as residency:
+            return residency.memory_of(pages)
+
     def describe(self) -> str:
         """Return in words where pages go that have no frame."""
         with self._turn() as residency:

@@ -20,6 +20,8 @@ from pagedopt.tiers.base import Tier, TierUsage, Transfer
 Observer = Callable[[str, int], None]
 """Told `read, pin, hit, fault, unpin, write, evict` or `prefetch`, and the page. It must not call the pager."""
 
+_IN_FRAMES = (PageState.RESIDENT, PageState.LEAVING)
+
 
 class Residency:
     """Pages, frames and the tier of one device.
@@ -64,13 +66,26 @@ class Residency:
     def memory(self) -> PagingMemory:
         """Where the pages are."""
         usage = TierUsage() if self.tier is None else self.tier.usage
-        in_frames = (PageState.RESIDENT, PageState.LEAVING)
         return PagingMemory(
             num_pages=len(self.table),
-            num_resident=sum(page.state in in_frames for page in self.table.values()),
+            num_resident=sum(page.state in _IN_FRAMES for page in self.table.values()),
             frame_nbytes=self.frames.num_allocated * self.page_nbytes,
             host_nbytes=usage.host_nbytes,
             disk_nbytes=usage.disk_nbytes,
+            budget_nbytes=self.frames.budget_nbytes,
+        )
+
+    def memory_of(self, numbers: Iterable[int]) -> PagingMemory:
+        """Where some of the pages are; the frames counted are those that they are in."""
+        pages = [self.table[number] for number in numbers]
+        num_resident = sum(page.state in _IN_FRAMES for page in pages)
+        homes = [] if self.tier is None else [self.tier.home(page.number) for page in pages]
+        return PagingMemory(
+            num_pages=len(pages),
+            num_resident=num_resident,
+            frame_nbytes=num_resident * self.page_nbytes,
+            host_nbytes=homes.count("host") * self.page_nbytes,
+            disk_nbytes=homes.count("disk") * self.page_nbytes,
             budget_nbytes=self.frames.budget_nbytes,
         )
 
