@@ -191,6 +191,16 @@ def test_one_page_sweeps_that_follow_each_other_are_read_ahead_like_one() -> Non
     assert stats.bytes_written["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
 
 
+def test_the_first_pages_of_the_next_step_are_read_at_the_end_of_this_one() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(5, tier, depth=2)
+    pages = open_pages(pager, 20)
+    for step in range(3):
+        add_one(pager, pages, tier, step)
+    assert all(is_resident(pager, page) for page in pages[:2])
+    assert any(transfer.kind == "read" for transfer in tier.under_way)
+
+
 def test_two_models_in_turn_on_one_pager_move_no_more_than_one() -> None:
     tier = SimulatedTier()
     pager = simulated_pager(9, tier, depth=2)

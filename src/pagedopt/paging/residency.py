@@ -328,7 +328,7 @@ class Residency:
             self._wait(transfer)
         except SpillError as error:
             failure = error
-        del self.writing[number]  # not before the wait, which an interrupt may end
+        self.writing.pop(number)  # not before the wait, which an interrupt may end
         if page.transfer is transfer:
             page.transfer = None
         if failure is not None:
