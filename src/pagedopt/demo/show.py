@@ -20,6 +20,7 @@ from pagedopt.demo.report import print_report
 from pagedopt.demo.residency import residency
 from pagedopt.demo.text import Corpus, read_corpus
 from pagedopt.demo.training import AfterStep, Recipe, Run, train
+from pagedopt.kernels.select import kernel_for
 from pagedopt.units import format_bytes
 
 CONTEXT = 64
@@ -107,6 +108,7 @@ def _print_plan(console: Console, recipe: Recipe, corpus: Corpus, budget: Budget
         f"A transformer of {shape.num_params:,} parameters ({shape.depth} layers of width {shape.width}, context "
         f"{shape.context}) learns the next byte of Python's standard library: {corpus.num_files} files, "
         f"{format_bytes(len(corpus.train))} to train on, {format_bytes(len(corpus.validation))} to validate with. "
-        f"Budget of the paged run: {budget}. Device: {recipe.device}, {torch.get_num_threads()} threads.",
+        f"Budget of the paged run: {budget}. Device: {recipe.device}, {torch.get_num_threads()} threads; pages are "
+        f"updated by the {kernel_for(recipe.device).name} backend.",
         highlight=False,
     )
