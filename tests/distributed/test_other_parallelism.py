@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pagedopt import PagedAdamW8bit
 from pagedopt.codecs.base import StateFormat
+from pagedopt.optim.parts import local_tensor
 
 STEPS = 4
 
@@ -71,6 +72,19 @@ def test_fsdp1_trains_in_8_bits_and_resumes_to_the_bit(pair: Cluster, use_orig_p
         assert unbroken["up.weight.exp_avg"].shape == (133, 600)
         assert not torch.equal(unbroken["up.weight.exp_avg"], unbroken["up.weight.exp_avg_sq"])
         assert_same(unbroken, resumed)
+
+
+def _shown_alone() -> str:
+    """With one process, FSDP1 hands an original parameter's state on as it is."""
+    model, optimizer = _fsdp1(use_orig_params=True)
+    train(model, optimizer, 0, 1)
+    with _kind(model, True):
+        return str(Fsdp1.optim_state_dict(model, optimizer)["state"]["up.weight"]["exp_avg"].dtype)
+
+
+@pytest.mark.framework("torch.distributed", "FSDP1: `FullyShardedDataParallel(model)`, with flat or original parameters")
+def test_fsdp1_state_of_one_process_is_like_that_of_two(cluster_of: ClusterOf) -> None:
+    assert cluster_of(1).run(_shown_alone) == ["torch.float32"]
 
 
 def _flat_formats() -> str:
@@ -191,6 +205,7 @@ def _stepped_with_sums() -> list[Tensor]:
     share = DTensor.from_local(torch.full((8, 8), float(dist.get_rank() + 1)), mesh, [Partial()])
     on_its_way = share.redistribute(placements=[Replicate()], async_op=True)
     assert type(on_its_way._local_tensor) is not Tensor
+    assert type(local_tensor(on_its_way)) is Tensor, "a kernel reads memory by its address, which must be there"
     there = distribute_tensor(torch.full((8, 8), 3.0), mesh, [Replicate()])
     values = torch.randn(8, 8)
     params = [nn.Parameter(distribute_tensor(values, mesh, [Replicate()])) for _ in range(3)]
@@ -198,7 +213,7 @@ def _stepped_with_sums() -> list[Tensor]:
         param.grad = gradient
     optimizer = PagedAdamW8bit(params, lr=1e-2)
     optimizer.step()
-    return [whole(param) for param in params]
+    return [whole(optimizer.state[param]["exp_avg"]) for param in params]
 
 
 @pytest.mark.framework("torch.distributed", "tensor parallel layers: `parallelize_module(model, mesh, plan)`")
