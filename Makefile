@@ -3,7 +3,9 @@
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 DEMO_FLAGS ?=
+QLORA_FLAGS ?=
 PYTEST_FLAGS ?=
+BENCH ?= cpu
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
@@ -15,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format pins clean
+.PHONY: help demo qlora test bench check format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,8 +25,15 @@ help:  ## say what there is to make
 demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (DEMO_FLAGS="--steps 50 --budget 10%")
 	$(BIN)/pagedopt demo $(DEMO_FLAGS)
 
+qlora: $(STAMPS)/hf $(STAMPS)/package  ## fine-tune an NF4 model with LoRA on paged AdamW (QLORA_FLAGS="--model ID")
+	$(BIN)/python examples/qlora_sft.py $(QLORA_FLAGS)
+
+# One thread a process: processes that share cores with more threads than cores spend their time waiting for each other.
 test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations 10 $(PYTEST_FLAGS)
+
+bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
+	$(BIN)/python -m bench $(BENCH)
 
 check: $(STAMPS)/check  ## lint, format, types, and who may import whom
 	$(BIN)/ruff check .
@@ -38,8 +47,7 @@ format: $(STAMPS)/check  ## write the format that `make check` asks for
 
 pins: | $(BIN)/python  ## take the newest versions of everything but torch into requirements/pins.txt
 	$(PIP) uv
-	cat requirements/build.txt requirements/run.txt requirements/demo.txt requirements/test.txt requirements/check.txt \
-		| grep -v '^-' | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.10 --no-annotate \
+	cat $(filter-out %/pins.txt,$(wildcard requirements/*.txt)) | grep -v '^-' | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.10 --no-annotate \
 		--custom-compile-command "make pins" --output-file requirements/pins.txt
 
 clean:  ## remove everything that was made here
@@ -52,7 +60,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
 
-USES := $(addprefix $(STAMPS)/,build demo test check)
+USES := $(addprefix $(STAMPS)/,build demo hf test bench check)
 $(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
 	$(PIP) -r requirements/$*.txt
 	touch $@

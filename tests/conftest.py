@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,12 +23,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    """Every test draws the same numbers whatever ran before it, and leaves torch's thread count as it found it."""
-    threads = torch.get_num_threads()
+def _seeded() -> None:
+    """Every test draws the same numbers whatever ran before it.
+
+    One thread, unless a test asks for more: its tensors are small, and threads that spin hurt what runs beside them.
+    """
+    torch.set_num_threads(1)
     torch.manual_seed(20_240_817)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

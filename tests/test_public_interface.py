@@ -15,6 +15,7 @@ PUBLIC = [
     "AdamW",
     "AdamW8bit",
     "AdamW32bit",
+    "Backend",
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",
@@ -30,6 +31,9 @@ PUBLIC = [
     "StateLostError",
     "__version__",
     "backends",
+    "export_state",
+    "load",
+    "save",
 ]
 """In the order in which people look names up: 8 before 32."""
 

@@ -5,6 +5,8 @@ from pagedopt import PagedAdamW8bit
 optimizer = PagedAdamW8bit(model.parameters(), lr=2e-5, max_host_memory="2GiB", spill_dir="/scratch")
 """
 
+from pagedopt.checkpoint.export import export_state
+from pagedopt.checkpoint.saving import load, save
 from pagedopt.errors import (
     BudgetError,
     CheckpointError,
@@ -42,4 +44,7 @@ __all__ = [
     "StateLostError",
     "__version__",
     "backends",
+    "export_state",
+    "load",
+    "save",
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from pagedopt import __version__
-from pagedopt.errors import PagedOptError
+from pagedopt.errors import CheckpointError, PagedOptError
 from pagedopt.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments)
     except PagedOptError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1)
 
 
 Argument = TypeVar("Argument")
@@ -73,7 +73,7 @@ def options(
 @app.command()
 def demo(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 120,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 100,
     budget: Annotated[str, typer.Option(help="Memory for paged state: bytes (4MiB) or a share of the state.")] = "25%",
     params: Annotated[str, typer.Option(help="The least number of parameters of the model.")] = "8M",
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the two pictures.")] = Path("out"),
@@ -132,6 +132,62 @@ def memory(
         typer.echo(table.as_markdown(rows, budget_nbytes=budget_nbytes))
     else:
         Console().print(table.as_table(rows, budget_nbytes=budget_nbytes))
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that save wrote, or a file of torch.save.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes and headers only, not every checksum.")] = False,
+) -> None:
+    """Print what is in a checkpoint, how large it is, how it is kept, and what is damaged.
+
+    Nothing in it is run. Exits with 1 if it is damaged or no checkpoint.
+
+    Example: pagedopt inspect checkpoints/step-1000
+    """
+    from rich.console import Console
+
+    from pagedopt.checkpoint import inspection
+
+    found = inspection.inspect(checkpoint, verify=not quick)
+    if as_json:
+        typer.echo(inspection.as_json(found))
+    else:
+        Console(soft_wrap=True, highlight=False, markup=False).print(inspection.as_tables(found))
+    if found.damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A folder that save wrote, or a file of torch.save.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A folder for pagedopt, a file for the others.")],
+    to: Annotated[str, typer.Option(help="Who is to load it: torch, bitsandbytes or pagedopt.")],
+    bits: Annotated[int | None, typer.Option(help="8 or 32 bits for each moment; as in IN if not given.")] = None,
+    min_8bit_size: Annotated[
+        int, typer.Option(min=0, help="With --bits 8, values below which state is 32-bit.")
+    ] = 4096,
+    wrapped: Annotated[bool, typer.Option("--wrapped", help="As bitsandbytes 0.49.2 and later write it.")] = False,
+) -> None:
+    """Convert optimizer state between pagedopt, torch, bitsandbytes, torchao and flashoptim (the last two: IN only).
+
+    OUT is replaced in one step when all of it is written. Nothing in IN is run. Exits with 1 if IN is damaged or of no
+    known format.
+
+    Example: pagedopt convert checkpoints/step-1000 optimizer.pt --to bitsandbytes
+    """
+    from pagedopt.checkpoint.convert import TARGETS
+    from pagedopt.checkpoint.convert import convert as run
+
+    if to not in TARGETS:
+        raise typer.BadParameter(f"{to!r} is none of {', '.join(TARGETS)}", param_hint="'--to'")
+    if bits not in (None, 8, 32):
+        raise typer.BadParameter(f"{bits} is neither 8 nor 32", param_hint="'--bits'")
+    if (to == "torch" and bits == 8) or (wrapped and to != "bitsandbytes"):
+        raise typer.BadParameter("torch's state is 32-bit, and only bitsandbytes' is wrapped", param_hint="'--to'")
+    count = run(source, target, to, bits=bits, min_8bit_size=min_8bit_size, wrapped=wrapped)
+    typer.echo(f"wrote the state of {count} parameters to {target}")
 
 
 def _parse_device(text: str) -> torch.device:

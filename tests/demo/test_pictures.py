@@ -47,6 +47,15 @@ def test_the_residency_picture_shows_every_kind_of_cell_in_its_place(tmp_path: P
     assert positions == sorted(positions)
 
 
+def test_page_0_is_at_the_bottom(tmp_path: Path) -> None:
+    draw_residency(tmp_path / "residency.png", Residency([[Cell.READ, Cell.AWAY]], [1]), page_nbytes=1 << 18)
+
+    brightness = imread(tmp_path / "residency.png")[:, WIDTH // 2, :3].mean(axis=1)
+
+    assert brightness[HEIGHT // 4] > 0.9
+    assert brightness[HEIGHT * 5 // 8] < 0.3
+
+
 def test_the_kinds_of_cell_are_told_apart_by_brightness_alone() -> None:
     brightness = sorted(_brightness(colour) for colour, _ in _CELLS.values())
 

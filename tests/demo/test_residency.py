@@ -36,9 +36,9 @@ def test_a_page_is_away_until_it_arrives_and_after_it_is_evicted() -> None:
 
 
 def test_a_page_that_was_written_and_read_in_one_update_was_read() -> None:
-    rows, _ = _drawn("pin0 write1 evict1 read1 |", num_pages=2)
+    rows, _ = _drawn("pin0 write1 evict1 read1 read2 write2 |", num_pages=3)
 
-    assert rows[1] == "R"
+    assert rows == ["#", "R", "R"]
 
 
 def test_each_step_ends_after_its_updates_and_what_follows_is_the_next_steps() -> None:

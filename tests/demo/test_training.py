@@ -56,6 +56,17 @@ def test_a_run_tells_every_step_and_what_it_cost(corpus: Corpus) -> None:
     assert min(run.model_seconds + run.optimizer_seconds) > 0
 
 
+def test_no_gradient_is_left_to_the_next_step(corpus: Corpus) -> None:
+    left: list[torch.Tensor] = []
+    model = new_transformer(Shape(depth=1, width=64, context=16), seed=0, device=CPU)
+    model.register_forward_pre_hook(lambda *_: left.extend(p.grad for p in model.parameters() if p.grad is not None))
+    recipe = Recipe(Shape(depth=1, width=64, context=16), 3, CPU, batch_size=2)
+
+    train(model, torch.optim.AdamW(model.parameters()), corpus, recipe, name="", seed=0, after_step=lambda *_: None)
+
+    assert left == []
+
+
 def test_the_state_of_torch_is_eight_bytes_a_value_and_a_step_for_each_parameter(corpus: Corpus) -> None:
     model = new_transformer(Shape(depth=1, width=64, context=16), seed=0, device=CPU)
     parameters = list(model.parameters())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from pagedopt import (
     SpillError,
     StateLostError,
 )
+from pagedopt.kernels.select import kernel_for
 from residue import needs_proc, open_files_in, smallest_budget
 from strategies import STATE_KINDS, Machine, courses, machines, models
 
@@ -137,7 +140,7 @@ def test_sharing_a_pager_changes_no_bit(cls: Any, tmp_path: Path) -> None:
 
 
 @each_bits
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 8])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_prefetch_is_a_hint(cls: Any, depth: int, tmp_path: Path) -> None:
     """Law 2: at the smallest budget of its depth every depth trains, to the same bits as a depth of none."""
     ours, theirs = twins(random_params(SHAPES))
@@ -153,15 +156,19 @@ def test_prefetch_is_a_hint(cls: Any, depth: int, tmp_path: Path) -> None:
 
 
 @each_bits
-def test_a_new_page_costs_no_read(cls: Any, tmp_path: Path) -> None:
-    """Law 3: the first step, and init_state before it, read nothing from any tier; what was never written is zero."""
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_new_page_costs_no_read(cls: Any, depth: int, tmp_path: Path) -> None:
+    """Law 3: the first step, and init_state before it, read no page that was not written; what was not is zero.
+
+    At its end a step looks ahead to the first pages of the next one, which by then have been written.
+    """
     params = random_params(SHAPES)
-    opt = cls(params, **_smallest(tmp_path))
+    opt = cls(params, **_smallest(tmp_path, depth))
     opt.init_state()
     assert not any(opt.state[p]["exp_avg"].any() or opt.state[p]["exp_avg_sq"].any() for p in params)
-    opt.reset_paging_stats()
-    train(opt, params, 1)
     assert sum(opt.paging_stats().bytes_read.values()) == 0
+    train(opt, params, 1)
+    assert sum(opt.paging_stats().bytes_read.values()) <= depth * 64 * KIB
     train(opt, params, range(1, 2))
     assert sum(opt.paging_stats().bytes_read.values()) > 0
 
@@ -187,49 +194,88 @@ def test_zeroed_state_is_the_state_of_a_new_optimizer(cls: Any, tmp_path: Path) 
 _CALLS = ["pread", "preadv", "pwrite", "pwritev"]
 
 
-def _fail_io(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
-    def fail(*_: Any) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+def _fail_io(monkeypatch: pytest.MonkeyPatch, prefix: str, after: int = 0) -> None:
+    """Make every positioned read or write from the `after`-th on an input/output error."""
+    calls = itertools.count()
+
+    def failing(call: Callable[..., int]) -> Callable[..., int]:
+        def fail(*args: Any) -> int:
+            if next(calls) >= after:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return call(*args)
+
+        return fail
 
     for name in _CALLS:
         if name.startswith(prefix) and hasattr(os, name):
-            monkeypatch.setattr(os, name, fail)
+            monkeypatch.setattr(os, name, failing(getattr(os, name)))
 
 
-@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system has no positioned writes to fail")
+def _later_as_saved(opt: Any, params: Any, saved: Any, saved_params: Any, way_back: str) -> None:
+    """Load or clear what was lost; training is then what it would have been from there."""
+    for p, q in zip(params, saved_params, strict=True):
+        p.data.copy_(q)
+    fresh = type(opt)(saved_params)
+    if way_back == "load":
+        opt.load_state_dict(saved)
+        fresh.load_state_dict(saved)
+    else:
+        opt.state.clear()
+    train(opt, params, range(2, 5))
+    train(fresh, saved_params, range(2, 5))
+    assert_same_params(params, saved_params)
+
+
+needs_positioned_io = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system has no positioned I/O to fail")
+
+
+@needs_positioned_io
 @each_bits
-@pytest.mark.parametrize("operation", ["pwrite", "pread"])
 @pytest.mark.parametrize("way_back", ["load", "clear"])
-def test_after_lost_state_nothing_steps_until_state_is_reloaded(
-    cls: Any, operation: str, way_back: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_after_a_lost_write_nothing_steps_until_state_is_reloaded(
+    cls: Any, way_back: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 5: the disk fails in the middle of a step; every later step is refused, before a parameter changes, until
-    state is loaded or cleared; then training is what it would have been from there.
-    """
+    """Law 5: every later step is refused, before a parameter changes."""
     ours = random_params(SHAPES)
     opt = cls(ours, **_smallest(tmp_path))
     train(opt, ours, 2)
     saved, saved_params = opt.state_dict(), twins(ours, 1)[0]
     with monkeypatch.context() as patch:
-        _fail_io(patch, operation)
-        with pytest.raises(SpillError):
+        _fail_io(patch, "pwrite")
+        with pytest.raises((SpillError, StateLostError)):
             train(opt, ours, 2)
     before = twins(ours, 1)[0]
     for _ in range(2):
         with pytest.raises(StateLostError, match=r"load_state_dict|clear"):
             train(opt, ours, 1)
     assert_same_params(ours, before)
-    for p, q in zip(ours, saved_params, strict=True):
-        p.data.copy_(q)
-    fresh = cls(saved_params)
-    if way_back == "load":
-        opt.load_state_dict(saved)
-        fresh.load_state_dict(saved)
-    else:
-        opt.state.clear()
-    train(opt, ours, range(2, 5))
-    train(fresh, saved_params, range(2, 5))
-    assert_same_params(ours, saved_params)
+    _later_as_saved(opt, ours, saved, saved_params, way_back)
+
+
+@needs_positioned_io
+@each_bits
+@pytest.mark.parametrize("reads_before", [0, 1, 4])
+def test_after_a_failed_read_a_step_was_not_begun_or_is_not_stepped_on(
+    cls: Any, reads_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 5: a step that changed nothing can be tried again; one that changed something is lost state."""
+    ours, theirs = twins(random_params(SHAPES))
+    opt, plain = cls(ours, **_smallest(tmp_path)), cls(theirs)
+    train(opt, ours, 2)
+    train(plain, theirs, 2)
+    saved, saved_params = opt.state_dict(), twins(ours, 1)[0]
+    with monkeypatch.context() as patch:
+        _fail_io(patch, "pread", after=reads_before)
+        with pytest.raises((SpillError, StateLostError)):
+            train(opt, ours, range(2, 3))
+    if all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True)):
+        train(opt, ours, range(2, 4))
+        train(plain, theirs, range(2, 4))
+        assert_same_params(ours, theirs)
+        return
+    with pytest.raises(StateLostError, match=r"load_state_dict|clear"):
+        train(opt, ours, 1)
+    _later_as_saved(opt, ours, saved, saved_params, "load")
 
 
 @needs_proc
@@ -265,16 +311,13 @@ def test_an_interrupted_step_is_not_stepped_on(cls: Any, tmp_path: Path, monkeyp
     params = random_params(SHAPES)
     opt = cls(params, **_smallest(tmp_path))
     train(opt, params, 1)
-    calls = 0
-    kernel = type(opt._kernel)
-    update = kernel.update
+    kernel = type(kernel_for(torch.device("cpu")))
+    update, calls = kernel.update, itertools.count()
 
-    def interrupted(*args: Any, **kwargs: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+    def interrupted(*args: Any) -> None:
+        if next(calls) == 3:
             raise KeyboardInterrupt
-        update(*args, **kwargs)
+        update(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(kernel, "update", interrupted)
@@ -313,7 +356,7 @@ def test_a_steady_step_moves_what_a_cycle_must_and_no_more(
     cls: Any, depth: int, spare_pages: int, tmp_path: Path
 ) -> None:
     """(live state - budget) + working set, each way; at least what a cycle cannot keep."""
-    params = random_params(SHAPES)
+    params = random_params([*SHAPES, (400, 300)])
     opt = cls(params, **_smallest(tmp_path, depth, spare_pages=spare_pages))
     train(opt, params, 3)
     for step in range(3, 6):
@@ -420,7 +463,6 @@ def test_the_budget_holds_at_every_event(cls: Any, tmp_path: Path) -> None:
         stats = optimizer.memory_stats()
         return (
             stats.resident_pages * 64 * KIB <= paging["max_host_memory"]
-            and stats.budget_bytes in (0, paging["max_host_memory"])
             and stats.host_bytes - stats.disk_bytes <= paging["max_host_memory"]
         )
 
@@ -468,47 +510,50 @@ class Peak:
         self.thread.join()
         report[self.name] = max(self.peak, anonymous_bytes()) - before
 
-report = {}
+def model(num_params, num_rows):
+    params = [Parameter(torch.ones(num_rows, 4096)) for _ in range(num_params)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return params
+
+def life(params):
+    '''Every event in an optimizer's life.'''
+    paging = {"page_size": "128KiB", "prefetch_depth": 1, "spill_dir": folder, "max_host_memory": 2 * MIB}
+    with Peak("construction"):
+        opt = cls(params, **paging)
+    with Peak("first step"):
+        opt.step()
+    with Peak("step"):
+        opt.step()
+    report.update(state=opt.memory_stats().host_bytes, budget=opt.memory_stats().budget_bytes)
+    with Peak("state dict"):
+        state_dict = opt.state_dict()
+    with Peak("save"):
+        torch.save(state_dict, folder / "checkpoint.pt")
+    del state_dict
+    loaded = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)
+    with Peak("load"):
+        opt.load_state_dict(loaded)
+    with Peak("step after load"):
+        opt.step()
+    del loaded
+    with Peak("delete"):
+        del opt
+
+report, before = {}, 0
 folder, cls = Path(sys.argv[1]), getattr(pagedopt, sys.argv[2])
-params = [Parameter(torch.ones(1024, 4096)) for _ in range(int(sys.argv[3]))]
-for p in params:
-    p.grad = torch.ones_like(p)
-warm = [Parameter(torch.ones(4096))]
-warm[0].grad = torch.ones(4096)
-opt = cls(warm, page_size="64KiB", max_host_memory=MIB, spill_dir=folder)
-opt.step()
-del opt
+life(model(1, 640))  # what torch and Python load once and keep
+params = model(int(sys.argv[3]), 1024)
 gc.collect()
 before = anonymous_bytes()
-with Peak("construction"):
-    opt = cls(params, page_size="1MiB", max_host_memory=16 * MIB, prefetch_depth=2, spill_dir=folder)
-with Peak("first step"):
-    opt.step()
-with Peak("step"):
-    opt.step()
-stats = opt.memory_stats()
-with Peak("state dict"):
-    state_dict = opt.state_dict()
-with Peak("save"):
-    torch.save(state_dict, folder / "checkpoint.pt")
-del state_dict
-loaded = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)
-with Peak("load"):
-    opt.load_state_dict(loaded)
-with Peak("step after load"):
-    opt.step()
-del loaded
-with Peak("delete"):
-    del opt
+life(params)
 report["left"] = anonymous_bytes() - before
-report["state"] = stats.host_bytes
-report["budget"] = stats.budget_bytes
 print(json.dumps(report))
 """
 
 
 @needs_proc
-@pytest.mark.parametrize(("cls", "count"), [("PagedAdamW", 5), ("PagedAdamW8bit", 20)])
+@pytest.mark.parametrize(("cls", "count"), [("PagedAdamW", 1), ("PagedAdamW8bit", 3)])
 def test_memory_never_exceeds_the_budget(cls: str, count: int, tmp_path: Path) -> None:
     """The memory of the process, at construction, first step, step, state dict, save, load and after deletion.
 
@@ -516,9 +561,9 @@ def test_memory_never_exceeds_the_budget(cls: str, count: int, tmp_path: Path) -
     """
     report = report_of(_MEMORY, tmp_path, cls, count)
     state, budget, left = report.pop("state"), report.pop("budget"), report.pop("left")
-    beside = 40 * MIB
-    assert budget == 16 * MIB
-    assert state >= 8 * budget
+    beside = 14 * MIB
+    assert budget == 2 * MIB
+    assert state >= 24 * MIB
     for name, used in report.items():
         assert used <= budget + beside, f"{name}: {used / MIB:.0f} MiB"
     assert left <= beside

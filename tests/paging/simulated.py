@@ -17,6 +17,7 @@ from pagedopt.errors import SpillError
 from pagedopt.paging.budget import Ledger
 from pagedopt.paging.device import DevicePager
 from pagedopt.paging.frames import FramePool
+from pagedopt.paging.table import PageState
 from pagedopt.tiers.base import Home, TierUsage, Transfer
 
 PAGE_NBYTES = 8
@@ -116,6 +117,9 @@ class SimulatedTier:
     def usage(self) -> TierUsage:
         return TierUsage(disk_nbytes=sum(self.reserved.values()))
 
+    def describe(self) -> str:
+        return "simulated"
+
     def home(self, page: int) -> Home:
         assert page in self.reserved
         return "disk"
@@ -207,3 +211,23 @@ def open_pages(pager: DevicePager, count: int) -> list[int]:
         pager.close_page()
         pages.append(page)
     return pages
+
+
+def check_invariants(pager: DevicePager) -> None:
+    """The numbered invariants of `paging.pager`."""
+    pages = list(pager._residency.table.values())
+    frames = [page.frame for page in pages if page.frame is not None]
+    assert len({id(frame) for frame in frames}) == len(frames)  # 1
+    assert len(frames) + pager._residency.frames.num_available == pager._residency.frames.num_charged  # 2
+    for page in pages:
+        has_frame = page.state in (PageState.READING, PageState.RESIDENT, PageState.LEAVING)
+        assert (page.frame is not None) == has_frame or (page.state is PageState.LOST and page.pins)  # 3
+        assert page.pins == 0 or page.state in (PageState.RESIDENT, PageState.LOST)  # 4
+        assert not page.is_dirty or page.state is PageState.RESIDENT  # 5
+        assert (page.number in pager._residency.leaving) == (page.state is PageState.LEAVING)  # 6
+        victim = (
+            page.number in pager._residency.replacement._used or page.number in pager._residency.replacement._expected
+        )
+        assert victim == (page.state in (PageState.READING, PageState.RESIDENT) and page.pins == 0)  # 7
+        assert page.state is PageState.READING or page.transfer is None or page.number in pager._residency.writing
+        assert page.pins == 0 or page.transfer is None  # 4

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from simulated import Faults, SimulatedTier, open_pages, simulated_pager
-from test_pager_machine import check_invariants
+from simulated import Faults, SimulatedTier, check_invariants, open_pages, simulated_pager
 
 from pagedopt.errors import PagedOptError, SpillError, StateLostError
 from pagedopt.paging.device import DevicePager
@@ -84,7 +83,9 @@ def outcome_of(run: Run, faults: Faults) -> str:
     if isinstance(error, StateLostError):
         outcome = "lost"
         assert "write" in operations(faults)
+        reads = run.tier.num_reads
         refuses_everything(run.pager, run.pages)
+        assert run.tier.num_reads == reads
     elif error is not None:
         outcome = "spill"
         assert isinstance(error, SpillError)
@@ -120,7 +121,7 @@ def reload(run: Run) -> None:
     for page in run.pages:
         run.pager.release(page)
     run.pages, run.values = [], {}
-    assert run.pager.memory.num_pages == 0 or run.pager._table.open is not None
+    assert run.pager.memory.num_pages == 0 or run.pager._residency.table.open is not None
     assert not run.tier.under_way
     run.train()
     run.check_state()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import Faults, SimulatedTier, open_pages, simulated_pager
+from simulated import Faults, SimulatedTier, check_invariants, new_poisoned_buffer, open_pages, simulated_pager
 
 from pagedopt.errors import BudgetError, SpillError, StateLostError
 from pagedopt.paging.device import DevicePager
@@ -66,18 +66,21 @@ def test_several_users_share_the_open_page_until_it_is_closed() -> None:
         pager.pin(first)
 
 
-def test_pins_nest() -> None:
-    pager = simulated_pager(3, SimulatedTier())
+def test_pins_nest_and_one_dirty_unpin_is_enough() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(3, tier)
     (page,) = open_pages(pager, 1)
     frame = pager.pin(page)
     assert pager.pin(page).data_ptr() == frame.data_ptr()
-    pager.unpin(page, dirty=True)
     frame.fill_(3)
-    pager.unpin(page, dirty=False)
+    pager.unpin(page, dirty=True)
     others = open_pages(pager, 4)
     for _ in sweep(pager, others):
         pass
-    assert (pager.pin(page) == 3).all()
+    assert is_resident(pager, page)
+    pager.unpin(page, dirty=False)
+    pager.flush()
+    assert (tier.stored[page] == 3).all()
 
 
 def test_everything_resident_opens_no_tier_and_moves_nothing() -> None:
@@ -111,6 +114,95 @@ def test_a_full_tier_shows_when_a_page_is_opened_and_changes_nothing() -> None:
     assert pager.memory == before
     for step in range(3):
         add_one(pager, pages, tier, step)
+
+
+def test_a_page_refused_while_there_is_a_frame_for_it_gives_the_frame_back() -> None:
+    faults = Faults()
+    pager = simulated_pager(3, SimulatedTier(faults))
+    pages = open_pages(pager, 5)
+    for page in pages[:3]:
+        pager.release(page)
+    faults.nth = faults.num_operations
+    with pytest.raises(SpillError, match="told to fail"):
+        pager.open_page()
+    assert pager._residency.frames.num_charged == 2
+    open_pages(pager, 1)
+    assert pager._residency.frames.num_charged == 3
+
+
+def test_memory_that_cannot_be_had_shows_at_a_pin_and_never_at_a_prefetch() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(4, tier)
+    pages = open_pages(pager, 6)
+    add_one(pager, pages, tier, 0)
+    pager.flush()
+    evicted = [page for page in pages if not is_resident(pager, page)]
+    for page in pages:
+        if is_resident(pager, page) and len(pages) > 3:
+            pager.release(page)
+    pager._residency.frames._idle.clear()
+    pager._residency.frames.num_allocated = 0
+
+    def exhausted(nbytes: int) -> torch.Tensor:
+        raise MemoryError(f"no {nbytes} bytes")
+
+    pager._residency.frames._allocate = exhausted
+    pager.prefetch(evicted[0])
+    with pytest.raises(MemoryError, match="no 8 bytes"):
+        pager.pin(evicted[0])
+    pager._residency.frames._allocate = new_poisoned_buffer
+    assert (pager.pin(evicted[0]) == 1).all()
+
+
+def test_an_interrupted_wait_loses_track_of_nothing() -> None:
+    faults = Faults()
+    tier = SimulatedTier(faults)
+    pager = simulated_pager(3, tier)
+    pages = open_pages(pager, 6)
+    add_one(pager, pages, tier, 0)
+    wait = pager._residency._wait
+
+    def interrupted(transfer: object) -> None:
+        raise KeyboardInterrupt
+
+    pager._residency._wait = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        pager.flush()
+    assert pager._residency.writing
+    pager._residency._wait = wait  # type: ignore[method-assign]
+    check_invariants(pager)
+    faults.nth = faults.num_operations
+    with pytest.raises(StateLostError, match="told to fail"):
+        pager.flush()
+
+
+def test_one_page_sweeps_that_follow_each_other_are_read_ahead_like_one() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(9, tier, depth=2)
+    pages = open_pages(pager, 30)
+    for step in range(6):  # as hooks step hundreds of optimizers during backward, each with a page of its own
+        if step == 3:
+            pager.reset_stats()
+        for page in reversed(pages):
+            add_one(pager, [page], tier, step)
+    stats = pager.stats
+    assert stats.faults <= 3
+    assert stats.bytes_read["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
+    assert stats.bytes_written["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
+
+
+def test_two_models_in_turn_on_one_pager_move_no_more_than_one() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(9, tier, depth=2)
+    models = [open_pages(pager, 14), open_pages(pager, 16)]
+    for step in range(6):
+        if step == 3:
+            pager.reset_stats()
+        for pages in models:
+            add_one(pager, pages, tier, step)
+    stats = pager.stats
+    assert stats.bytes_read["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
+    assert stats.bytes_written["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
@@ -173,7 +265,7 @@ def test_paging_never_changes_a_bit(depth: int, spare: int, num_pages: int, seed
     tier = SimulatedTier()
     pager = simulated_pager(1 + 2 * depth + spare, tier, depth=depth)
     if drop:
-        pager.prefetch = lambda page: None  # type: ignore[method-assign]
+        pager._residency.read_ahead = lambda pages: None  # type: ignore[method-assign]
     pages = open_pages(pager, num_pages)
     values = dict.fromkeys(pages, 0)
     for _ in range(6):
@@ -196,7 +288,7 @@ def test_dropping_every_prefetch_changes_only_time() -> None:
         tier = SimulatedTier()
         pager = simulated_pager(5, tier, depth=2)
         if drop:
-            pager.prefetch = lambda page: None  # type: ignore[method-assign]
+            pager._residency.read_ahead = lambda pages: None  # type: ignore[method-assign]
         pages = open_pages(pager, 12)
         for step in range(4):
             add_one(pager, pages, tier, step)
@@ -223,7 +315,7 @@ def test_a_prefetch_that_fails_makes_no_pin_fail() -> None:
 
 
 def is_resident(pager: DevicePager, page: int) -> bool:
-    return pager._table[page].frame is not None
+    return pager._residency.table[page].frame is not None
 
 
 def test_prefetch_takes_any_page_and_never_raises() -> None:
@@ -336,7 +428,7 @@ def test_the_main_thread_waits_for_no_write_while_another_frame_can_be_had() -> 
 
     for step in range(5):
         if step == 2:  # the first passes write pages that were never read: those have nothing to hide behind
-            pager._wait = count  # type: ignore[method-assign]
+            pager._residency._wait = count  # type: ignore[method-assign]
         for _, frame in sweep(pager, pages):
             frame.add_(1)
             while rng.random() < 0.5:
@@ -365,6 +457,21 @@ def test_what_happens_to_pages_is_told_in_order() -> None:
     reads = [page for event, page in events if event == "read"]
     assert set(reads) <= set(pages)
     assert {event for event, _ in events} <= {"read", "pin", "hit", "fault", "unpin", "write", "evict", "prefetch"}
+
+
+def test_flush_leaves_pinned_pages_alone() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(3, tier)
+    pages = open_pages(pager, 5)
+    for _ in range(2):  # dirty, and in use again
+        pager.pin(pages[0])[:] = 4
+        pager.unpin(pages[0], dirty=True)
+    pager.pin(pages[0])
+    pager.flush()
+    assert pages[0] not in tier.stored
+    pager.unpin(pages[0], dirty=False)
+    pager.flush()
+    assert (tier.stored[pages[0]] == 4).all()
 
 
 def test_stats_count_bytes_by_tier_and_reset() -> None:

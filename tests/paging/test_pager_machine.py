@@ -8,12 +8,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from simulated import PAGE_NBYTES, SimulatedTier, simulated_pager
+from simulated import PAGE_NBYTES, SimulatedTier, check_invariants, simulated_pager
 from torch import Tensor
 
 from pagedopt.errors import BudgetError, SpillError
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.table import PageState
+from pagedopt.paging.sweep import sweep
 
 seeds = st.integers(0, 1 << 30)
 
@@ -97,19 +97,36 @@ class PagerMachine(RuleBasedStateMachine):
         assert bytes(frame.tolist()) == self.contents[page]
         self.pins.setdefault(page, []).append(frame)
 
+    @precondition(lambda self: self.claims)
+    @rule(seed=seeds, dirty=st.booleans())
+    def sweep_over_some(self, seed: int, dirty: bool) -> None:
+        if len(self.pins) == self.num_frames:
+            return
+        rng = random.Random(seed)
+        pages = [page for page in self.claims if rng.random() < 0.8]
+        for page, frame in sweep(self.pager, pages, dirty=dirty):
+            self.tier.check_idle(frame)
+            assert bytes(frame.tolist()) == self.contents[page]
+            if dirty:
+                self.fill(page, frame, rng.randrange(256))
+            self.tier.end_some(rng)
+
     @precondition(lambda self: self.pins)
     @rule(seed=seeds, value=st.integers(0, 255))
     def change_and_unpin(self, seed: int, value: int) -> None:
         page = self.pick(seed, list(self.pins))
-        used = self.used[page]
-        self.pins[page][-1][:used] = value
-        self.contents[page][:used] = bytes([value]) * used
+        self.fill(page, self.pins[page][-1], value)
         self.unpin(page, dirty=True)
 
     @precondition(lambda self: self.pins)
     @rule(seed=seeds)
     def look_and_unpin(self, seed: int) -> None:
         self.unpin(self.pick(seed, list(self.pins)), dirty=False)
+
+    def fill(self, page: int, frame: Tensor, value: int) -> None:
+        used = self.used[page]
+        frame[:used] = value
+        self.contents[page][:used] = bytes([value]) * used
 
     def unpin(self, page: int, *, dirty: bool) -> None:
         self.pager.unpin(page, dirty=dirty)
@@ -169,24 +186,6 @@ class PagerMachine(RuleBasedStateMachine):
         assert self.pager.memory.disk_nbytes == 0
         assert not self.tier.under_way
         assert not self.tier.reserved
-
-
-def check_invariants(pager: DevicePager) -> None:
-    """The numbered invariants of `paging.pager`."""
-    pages = list(pager._table.values())
-    frames = [page.frame for page in pages if page.frame is not None]
-    assert len({id(frame) for frame in frames}) == len(frames)  # 1
-    assert len(frames) + pager._frames.num_available == pager._frames.num_charged  # 2
-    for page in pages:
-        has_frame = page.state in (PageState.READING, PageState.RESIDENT, PageState.LEAVING)
-        assert (page.frame is not None) == has_frame or (page.state is PageState.LOST and page.pins)  # 3
-        assert page.pins == 0 or page.state in (PageState.RESIDENT, PageState.LOST)  # 4
-        assert not page.is_dirty or page.state is PageState.RESIDENT  # 5
-        assert (page.number in pager._leaving) == (page.state is PageState.LEAVING)  # 6
-        victim = page.number in pager._replacement._used or page.number in pager._replacement._expected
-        assert victim == (page.state in (PageState.READING, PageState.RESIDENT) and page.pins == 0)  # 7
-        assert page.state is PageState.READING or page.transfer is None or page.number in pager._writing
-        assert page.pins == 0 or page.transfer is None  # 4
 
 
 TestPagerMachine = PagerMachine.TestCase

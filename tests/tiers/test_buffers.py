@@ -30,6 +30,15 @@ def test_a_view_is_the_tensors_memory() -> None:
     assert bytes(view) == tensor.view(torch.uint8).numpy().tobytes()
 
 
+def test_no_more_memory_is_a_memory_error_that_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: int, **__: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", exhausted)
+    with pytest.raises(MemoryError, match="the system has no 4 MiB of RAM"):
+        new_host_buffer(4 << 20)
+
+
 def test_a_kernel_without_huge_pages_serves_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory(mmap.mmap):
         def madvise(self, *_: int) -> None:

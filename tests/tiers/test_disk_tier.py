@@ -209,6 +209,19 @@ def test_a_badly_aligned_tensor_goes_through_a_staging_buffer(tmp_path: Path, sh
     tier.close()
 
 
+def test_a_page_that_cannot_be_staged_is_a_failed_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(nbytes: int) -> Tensor:
+        raise MemoryError(f"no {nbytes} bytes")
+
+    tier = reserved(tmp_path, 1)
+    odd = new_host_buffer(2 * PAGE)[1 : 1 + PAGE]
+    monkeypatch.setattr(disk, "new_host_buffer", exhausted)
+    for transfer in (tier.write(0, odd), tier.read(0, odd)):
+        with pytest.raises(SpillError, match="could not stage page 0"):
+            transfer.wait()
+    tier.close()
+
+
 def test_staging_buffers_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 

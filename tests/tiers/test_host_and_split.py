@@ -75,6 +75,7 @@ def test_pages_go_to_the_host_while_it_has_room_and_then_to_the_disk(tmp_path: P
         tier.write(page, value(page)).wait()
     assert [tier.home(page) for page in range(5)] == ["host", "host", "disk", "disk", "disk"]
     assert (tier.usage.host_nbytes, tier.usage.disk_nbytes) == (2 * PAGE, 3 * PAGE)
+    assert tier.describe().startswith("8 KiB in RAM, copied on the current stream; 16 KiB spill file in")
     for page in range(5):
         into = torch.empty(PAGE, dtype=torch.uint8)
         tier.read(page, into).wait()

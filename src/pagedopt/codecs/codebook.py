@@ -12,9 +12,10 @@ Quantization", 2022). Sorted positions of the signed ones, less 127 and wrapped 
 zero, 1..127 and -1..-127 are mirror images, and -128, where 128 wraps to, is +1. There is no -1. Unsigned codes are
 sorted positions. In both the zero byte is zero.
 
-Because a decade is linear, the nearest code is arithmetic, and every backend does the same float32 arithmetic, so they
-all give the same bits. `piece` is how many `thresholds` are at most x; then, with a rounded product and a rounded sum
-(no fused multiply-add),
+Because a decade is linear, decoding and encoding are arithmetic, and every backend does the same float32 arithmetic,
+so they all give the same bits. A value is the float32 edge of its decade, 10^(i-7), plus k + 1/2 float32 steps,
+rounded once (a fused multiply-add); that is within one ulp of the formula. For a code, `piece` is how many `thresholds`
+are at most x; then, with a rounded product and a rounded sum,
 
     position = min(max(x, SMALLEST) * slope[piece] + OFFSET, BELOW_TWO)      1 .. 2 from end to end of the piece
     code     = int(position * count[piece]) - (0 if signed else 1)
@@ -24,6 +25,7 @@ It is the nearest code but for x within a few float32 roundings (1e-5 of a step)
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,12 +74,17 @@ def pieces(*, signed: bool, device: torch.device | None = None) -> Pieces:
 
 
 def _positive_values(signed: bool) -> list[float]:
-    """Return the values above zero in rising order, 1 last: one quotient of whole numbers each, so exactly rounded."""
+    """Return the values above zero in rising order, 1 last. Each is exact in float64, to be rounded once."""
     values = []
     for decade in range(NUM_DECADES):
-        n = _count(decade, signed)
-        values += [(2 * n + 9 * (2 * k + 1)) / (20 * n * 10 ** (6 - decade)) for k in range(n)]
+        n, power = _count(decade, signed), 10 ** (6 - decade)
+        edge, step = _float32(1 / (10 * power)), _float32(9 / (10 * n * power))
+        values += [_float32(edge + step * (k + 0.5)) for k in range(n)]
     return [*values, 1.0]
+
+
+def _float32(number: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def _count(decade: int, signed: bool) -> int:
@@ -96,7 +103,7 @@ def _pieces(signed: bool, device: torch.device) -> Pieces:
     def constant(numbers: list[float]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float32, device=device)
 
-    values = constant(_positive_values(signed)).tolist()
+    values = _positive_values(signed)
     counts = [_count(decade, signed) for decade in range(NUM_PIECES)]
     firsts = [sum(counts[:piece]) for piece in range(1, NUM_PIECES)]
     thresholds = [(values[first - 1] + values[first]) / 2 for first in firsts]

@@ -25,14 +25,20 @@ class Shape:
     width: int
     context: int
 
+    @property
+    def num_params(self) -> int:
+        """Parameters of a `Transformer` of this shape: a block has 12 width^2 and two norms."""
+        per_block = 12 * self.width**2 + 2 * self.width
+        return self.depth * per_block + (2 * VOCABULARY + self.context + 1) * self.width
+
 
 def shape_for(num_params: int, *, context: int) -> Shape:
     """Return the smallest shape with at least `num_params` parameters, each depth being used up to its usual width."""
     depth = 1
-    while _count_params(Shape(depth, HEAD_WIDTH * (depth + 1), context)) < num_params:
+    while Shape(depth, HEAD_WIDTH * (depth + 1), context).num_params < num_params:
         depth += 1
     width = HEAD_WIDTH
-    while _count_params(Shape(depth, width, context)) < num_params:
+    while Shape(depth, width, context).num_params < num_params:
         width += HEAD_WIDTH
     return Shape(depth, width, context)
 
@@ -92,13 +98,3 @@ def _initialize(module: nn.Module) -> None:
     if isinstance(module, Block):  # after the matrices in it
         nn.init.zeros_(module.attention_out.weight)
         nn.init.zeros_(module.mlp_out.weight)
-
-
-def count_params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _count_params(shape: Shape) -> int:
-    """Return what `count_params` will, from arithmetic: 12 width^2 a block, and its two norms."""
-    per_block = 12 * shape.width**2 + 2 * shape.width
-    return shape.depth * per_block + (2 * VOCABULARY + shape.context + 1) * shape.width

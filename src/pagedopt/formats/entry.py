@@ -1,28 +1,35 @@
 """One parameter's entry of a state dict, of whatever optimizer, on its way into pages.
 
-recognise(entry)        which library's it is, checked against the parameter; nothing is converted yet
-Entry.arrays(...)       the arrays of our format, converted if they have to be
+recognise(entry, shape)   whose entry it is, checked against the parameter; nothing is converted yet
+Entry.open()              a reader of its moments, some values at a time: no conversion needs a whole parameter
+kept.Recoded              those moments as the arrays of a page's format
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pagedopt.codecs.base import StateFormat
-from pagedopt.codecs.blockwise import decode, decode_moment, encode, encode_moment, floored, keepable
 from pagedopt.errors import CheckpointError
-from pagedopt.layout import Grid, grid_of
+
+PIECE = 1 << 17
+"""Values converted at once: a few MiB of temporaries, and enough work to hide Python's."""
+
+GNORM_HISTORY = "gnorm_history"
+"""Our key for the squared gradient norms of percentile clipping."""
+
+GNORM_SLOTS = 100
+"""Gradient norms that percentile clipping remembers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """The moments of one parameter as values: flat float32 tensors in row-major order.
+    """The moments of some values of one parameter: flat float32 CPU tensors in row-major order.
 
     Attributes:
         exp_avg, exp_avg_sq: the first moment and the second (itself, not its root).
@@ -34,69 +41,69 @@ class Moments:
     max_exp_avg_sq: Tensor | None = None
 
 
+class Reader(Protocol):
+    """The moments of one parameter. Values may be asked for in any order and more than once."""
+
+    def moments(self, start: int, stop: int) -> Moments:
+        """Return the moments of the values [start, stop)."""
+        ...
+
+    def finish(self) -> None:
+        """Say that all was read.
+
+        Raises:
+            CheckpointError: what was read is not what was once written.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A reader of moments that are held as tensors of any float type, flat in row-major order."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None = None
+
+    def moments(self, start: int, stop: int) -> Moments:
+        held = (self.exp_avg, self.exp_avg_sq, self.max_exp_avg_sq)
+        m, v, v_max = (None if values is None else as_float32(values[start:stop]) for values in held)
+        assert m is not None
+        assert v is not None
+        return Moments(m, v, v_max)
+
+    def finish(self) -> None:
+        """Values in memory are what they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A checked entry.
 
     Attributes:
-        source: whose it is and how it is kept, for people: `torch 32-bit`.
+        source: whose it is and how it is kept, for people: `bitsandbytes 8-bit`.
         step: updates made so far.
         is_8bit: whether its moments are codes.
-        moments: reads them as values; may cost the parameter's size.
-        exact: its arrays as they are, where they are ours and of this format; else None.
+        open: makes a reader of its moments.
         gnorms: percentile clipping's squared norms, or None.
+        left_out: the keys of what it has that is no state of AdamW, and stays behind.
     """
 
     source: str
     step: float
     is_8bit: bool
-    moments: Callable[[], Moments]
-    exact: tuple[StateFormat, dict[int, Tensor]] | None = None
+    open: Callable[[], Reader]
     gnorms: Tensor | None = None
-
-    def arrays(self, state_format: StateFormat, grid: Grid) -> dict[int, Tensor]:
-        """Return the arrays of `state_format` by index in `FIELDS`, exact where the entry already is of that format."""
-        if self.exact is not None and self.exact[0] is state_format:
-            return self.exact[1]
-        return to_arrays(self.moments(), state_format, grid)
+    left_out: tuple[str, ...] = ()
 
 
-def to_arrays(moments: Moments, state_format: StateFormat, grid: Grid) -> dict[int, Tensor]:
-    """Return moments as the arrays of a format."""
-    if state_format.is_8bit:
-        m, root = keepable(moments.exp_avg, moments.exp_avg_sq.double().sqrt().float())
-        arrays = {}
-        for index, values in enumerate((m, root)):
-            arrays[index], arrays[index + 2] = _encode(values, state_format, grid, signed=index == 0)
-        return arrays
-    arrays = {0: moments.exp_avg, 1: moments.exp_avg_sq}
-    if state_format is StateFormat.FLOAT32_AMSGRAD:
-        # a maximum starts at what is there when amsgrad is switched on
-        arrays[2] = moments.exp_avg_sq if moments.max_exp_avg_sq is None else moments.max_exp_avg_sq
-    return arrays
-
-
-def from_arrays(arrays: Mapping[int, Tensor], state_format: StateFormat, grid: Grid) -> Moments:
-    """Return the arrays of a format as moments."""
-    flat = {index: array.reshape(-1) for index, array in arrays.items()}
-    if not state_format.is_8bit:
-        return Moments(flat[0], flat[1], flat.get(2))
-    m = _decode(flat[0], flat[2], state_format, grid, signed=True)
-    root = _decode(flat[1], flat[3], state_format, grid, signed=False)
-    return Moments(m, root * root)
-
-
-def _encode(values: Tensor, state_format: StateFormat, grid: Grid, *, signed: bool) -> tuple[Tensor, Tensor]:
-    if state_format is StateFormat.BLOCKWISE8:
-        return encode_moment(values, row_width=grid.row_width, signed=signed)
-    absmax = floored(values.abs().amax() if values.numel() else values.new_zeros(()))
-    return encode(values, absmax, signed=signed), absmax
-
-
-def _decode(codes: Tensor, absmax: Tensor, state_format: StateFormat, grid: Grid, *, signed: bool) -> Tensor:
-    if state_format is StateFormat.BLOCKWISE8:
-        return decode_moment(codes, absmax, row_width=grid.row_width, signed=signed)
-    return decode(codes, absmax, signed=signed)
+def check_keys(entry: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse an entry with something in it that this format does not have: ignoring it would change the optimizer."""
+    foreign = [key for key in entry if key not in known]
+    if foreign:
+        raise CheckpointError(
+            f"{', '.join(map(repr, foreign))} is no part of AdamW's state, which has {', '.join(sorted(known))}"
+        )
 
 
 def step_of(entry: Mapping[str, Any]) -> float:
@@ -111,7 +118,9 @@ def step_of(entry: Mapping[str, Any]) -> float:
 
 def tensor_of(entry: Mapping[str, Any], key: str, numel: int, *dtypes: torch.dtype) -> Tensor:
     """Return `entry[key]`, checked to be a dense tensor of `numel` elements of one of `dtypes` (default: any float)."""
-    tensor = entry.get(key)
+    if key not in entry:
+        raise CheckpointError(f"{key} is missing; there are {', '.join(map(str, entry))}")
+    tensor = entry[key]
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
         raise CheckpointError(f"{key} must be a dense tensor, got {type(tensor).__name__}")
     if tensor.numel() != numel:
@@ -121,9 +130,9 @@ def tensor_of(entry: Mapping[str, Any], key: str, numel: int, *dtypes: torch.dty
     return tensor.detach()
 
 
-def values_of(entry: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Tensor:
+def values_of(entry: Mapping[str, Any], key: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
     """Return `entry[key]`, checked to have the parameter's shape."""
-    tensor = tensor_of(entry, key, math.prod(shape))
+    tensor = tensor_of(entry, key, math.prod(shape), *dtypes)
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{key} has shape {tuple(tensor.shape)}, the parameter {shape}")
     return tensor
@@ -134,6 +143,8 @@ def as_float32(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float32).reshape(-1)
 
 
-def grid_for(shape: tuple[int, ...], state_format: StateFormat) -> Grid:
-    """Return the grid of a whole parameter of this shape."""
-    return grid_of(shape, math.prod(shape), state_format)
+def gnorms_of(entry: Mapping[str, Any], key: str = GNORM_HISTORY) -> Tensor | None:
+    """Return percentile clipping's squared norms as a tensor of its own, or None."""
+    if key not in entry:
+        return None
+    return tensor_of(entry, key, GNORM_SLOTS).to("cpu", torch.float32, copy=True).view(-1)

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from pagedopt.errors import CheckpointError
-from pagedopt.formats.bitsandbytes import is_bitsandbytes_entry, read_bitsandbytes
+from pagedopt.formats.bitsandbytes import WRAPPER, is_bitsandbytes_entry, read_bitsandbytes
 from pagedopt.formats.entry import Entry
+from pagedopt.formats.flash import QUANTIZED, is_flash_entry, read_flash
 from pagedopt.formats.ours import is_8bit_entry, read_8bit
 from pagedopt.formats.torch_adamw import is_torch_entry, read_torch
+
+_READERS = (
+    (is_bitsandbytes_entry, read_bitsandbytes),
+    (is_8bit_entry, read_8bit),
+    (is_flash_entry, read_flash),
+    (is_torch_entry, read_torch),
+)
+
+
+def shape_of(entry: object) -> tuple[int, ...]:
+    """Return the shape of the parameter that an entry belongs to, as its first moment says.
+
+    Raises:
+        CheckpointError: it has no first moment.
+    """
+    if isinstance(entry, Mapping):
+        wrapped = entry.get(WRAPPER)
+        flat = {**entry, **wrapped} if isinstance(wrapped, Mapping) else entry
+        for key in ("exp_avg", "state1", f"exp_avg{QUANTIZED}"):
+            if isinstance(flat.get(key), Tensor):
+                return tuple(flat[key].shape)
+    raise CheckpointError(f"no AdamW state that is known here: {_keys(entry)}")
 
 
 def recognise(entry: object, shape: tuple[int, ...]) -> Entry:
@@ -19,11 +44,13 @@ def recognise(entry: object, shape: tuple[int, ...]) -> Entry:
     """
     if not isinstance(entry, Mapping):
         raise CheckpointError(f"an entry must be a dict, got {type(entry).__name__}")
-    if is_bitsandbytes_entry(entry):
-        return read_bitsandbytes(entry, shape)
-    if is_8bit_entry(entry):
-        return read_8bit(entry, shape)
-    if is_torch_entry(entry):
-        return read_torch(entry, shape)
-    keys = ", ".join(sorted(map(repr, entry))) or "no keys"
-    raise CheckpointError(f"no AdamW state that is known here: it has {keys}")
+    for is_theirs, read in _READERS:
+        if is_theirs(entry):
+            return read(entry, shape)
+    raise CheckpointError(f"no AdamW state that is known here: {_keys(entry)}")
+
+
+def _keys(entry: object) -> str:
+    if not isinstance(entry, Mapping):
+        return f"it is a {type(entry).__name__}"
+    return f"it has {', '.join(sorted(map(repr, entry))) or 'no keys'}"

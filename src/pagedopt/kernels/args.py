@@ -14,7 +14,7 @@ whose operand has no gradient in this step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -82,6 +82,7 @@ class Operands(_WeaklyReferable):
         scalars: float32 [rows, len(Scalar)], on the CPU.
         absmax: float32 [num_operands, 2], on the parameters' device. For tensor-wise 8-bit state: `Kernel.measure`
             raises it to the largest finite |m| and sqrt(v) of the whole parameter, `Kernel.update` encodes with it.
+        derived: what a kernel makes of the operands once, at the first page of the step, under its own name.
     """
 
     params: Sequence[Tensor]
@@ -89,6 +90,7 @@ class Operands(_WeaklyReferable):
     scalar_rows: Sequence[int]
     scalars: Tensor
     absmax: Tensor
+    derived: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Kernel(Protocol):

@@ -26,21 +26,21 @@ def runs(tensor: Tensor) -> Iterator[Tensor]:
     strides = tensor.stride()
     tensor = tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
     if tensor.is_contiguous() or tensor.numel() <= CHUNK:
-        yield tensor.reshape(-1)
+        yield tensor.contiguous().view(-1)
         return
     for part in tensor if tensor.dim() > 1 else torch.split(tensor, CHUNK):
         yield from runs(part)
 
 
-def squared_norm(tensor: Tensor, chunk_sums: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the sum of squares of `tensor` as a 0-d float32 tensor; `chunk_sums` does the work for each run."""
-    sums = [fold(chunk_sums(run)) for run in runs(tensor) if run.numel()]
+def squared_norm(tensor: Tensor, sum_of_squares: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the sum of squares of `tensor` as a 0-d float32 tensor; `sum_of_squares` gives a run's in float64."""
+    sums = [sum_of_squares(run) for run in runs(tensor) if run.numel()]
     return fold(torch.stack(sums)).float() if sums else tensor.new_zeros((), dtype=torch.float32)
 
 
-def chunk_sums(run: Tensor) -> Tensor:
-    """Return the sum of squares of each chunk of a flat tensor, in float64."""
-    return torch.cat([_batch_sums(batch) for batch in torch.split(run, _BATCH)])
+def sum_of_squares(run: Tensor) -> Tensor:
+    """Return the sum of squares of a flat tensor, 0-d float64."""
+    return fold(torch.cat([_batch_sums(batch) for batch in torch.split(run, _BATCH)]))
 
 
 def _batch_sums(values: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class ReferenceKernel:
                 operands.absmax[work.operand] = torch.maximum(operands.absmax[work.operand], largest)
 
     def squared_norm(self, grad: Tensor) -> Tensor:
-        return norm.squared_norm(grad, norm.chunk_sums)
+        return norm.squared_norm(grad, norm.sum_of_squares)
 
 
 def _works(segments: Tensor, frame: Tensor, operands: Operands) -> list[_Work]:

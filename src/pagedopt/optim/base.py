@@ -9,8 +9,8 @@ step
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 import torch
@@ -19,12 +19,14 @@ from typing_extensions import Self
 
 from pagedopt.codecs.base import CODEC_VERSION, StateFormat
 from pagedopt.errors import PagedOptError, StateLostError
+from pagedopt.formats.recognise import recognise
 from pagedopt.kernels.select import kernel_for
-from pagedopt.optim import state_dicts
+from pagedopt.optim import matching, state_dicts
 from pagedopt.optim.arguments import StateOptions, check_hyperparameters, number
-from pagedopt.optim.gradients import check_gradients, local_tensor
-from pagedopt.optim.overrides import GlobalOptimManager
-from pagedopt.optim.plan import Plan, Source
+from pagedopt.optim.gradients import check_gradients
+from pagedopt.optim.parameters import Parameters
+from pagedopt.optim.parts import global_numel, local_tensor, part_of
+from pagedopt.optim.plan import Plan
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
 from pagedopt.optim.step import Step
@@ -57,10 +59,8 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._pager_given = pager
         self._store = Store(pager if isinstance(pager, Pager) else shared_pager(pager))
         self._state_map = StateMap(self._store.discard, self._store.clear)
-        self._known: list[Any] = []
-        self._resolved: dict[int, tuple[Source, StateOptions]] = {}
-        self._plans: dict[object, list[Plan]] = {}
-        self._versions = (-1, -1)
+        self._parameters = Parameters(options, self._store)
+        self._format_version = 0
         self._is_closed = False
 
     # -- step ---------------------------------------------------------------------------------------------------------
@@ -89,14 +89,16 @@ class PagedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         with self._store.lock, torch.no_grad():
             self._begin()
-            params = self._all_params()
+            params = self._parameters.all
             grads = [param.grad for param in params]
             check_gradients(params, grads, self._name_of)
             if self._is_state_making_step(grads):
                 self._place_missing(params, grads)
                 return loss
             self._place_missing(params, grads)
-            self._run([Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._plans_for(None)])
+            self._run(
+                [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
+            )
         return loss
 
     def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
@@ -106,17 +108,17 @@ class PagedOptimizer(torch.optim.Optimizer):
             KeyError: no parameter of this name or no parameter of this optimizer.
             TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
         """
-        target = self._named(param) if isinstance(param, str) else param
         with self._store.lock, torch.no_grad():
             self._begin()
-            if id(target) not in self._resolved:
+            target = self._parameters.named(param) if isinstance(param, str) else param
+            if target not in self._parameters:
                 raise KeyError("this tensor is no parameter of this optimizer")
             grad = target.grad if grad is None else grad
             if grad is None:
                 raise ValueError(f"{self._name_of(target)} has no gradient; pass grad=")
             check_gradients([target], [grad], self._name_of)
             self._place_missing([target], [grad])
-            self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._plans_for(target)])
+            self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
     def _step_tools(self, plan: Plan) -> tuple[Any, Any]:
         return self._store.counters, kernel_for(plan.device)
@@ -169,9 +171,6 @@ class PagedOptimizer(torch.optim.Optimizer):
         for device in {param.device for param in self.param_groups[-1]["params"]}:
             self._store.pager.config.check_budget(device)
 
-    def _all_params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
-
     def _begin(self) -> None:
         """Bring everything that depends on parameters, groups and assigned state up to date."""
         self._check_usable()
@@ -185,58 +184,15 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._store.check_whole()
 
     def _resolve(self) -> None:
-        """Find each parameter's source of hyperparameters and its options, if parameters, groups or overrides changed.
+        """Learn what changed about parameters; state of those that are gone (FSDP2 replaces them) is released."""
+        for gone in self._parameters.refresh(self.param_groups):
+            del self._state_map[gone]
+        if self._parameters.version != self._format_version:
+            self._follow_formats()
+            self._format_version = self._parameters.version
 
-        State of parameters that are gone (FSDP2 replaces them) is released.
-        """
-        manager = GlobalOptimManager.get_instance()
-        known = [*self.param_groups, *self._all_params()]
-        versions = (manager.version, self._store.version)
-        same = len(known) == len(self._known) and all(map(operator.is_, known, self._known))
-        if same and versions == self._versions:
-            return
-        self._plans.clear()
-        if not same or versions[0] != self._versions[0]:
-            overrides = {id(param): config for param, config in manager.overrides()}
-            self._resolved = {}
-            for group in self.param_groups:
-                self._resolve_group(group, overrides)
-            self._known = known
-            for param in [param for param in self._store.records if id(param) not in self._resolved]:
-                del self._state_map[param]
-        self._versions = (manager.version, self._store.version)
-
-    def _resolve_group(self, group: dict[str, Any], overrides: Mapping[int, dict[str, Any]]) -> None:
-        plain, options = Source(group, {}), self._options.overlaid(StateOptions.parse(group))
-        for param in group["params"]:
-            override = overrides.get(id(param))
-            if override is None:
-                self._resolved[id(param)] = plain, options
-            else:
-                self._resolved[id(param)] = Source(group, override), options.overlaid(override)
-
-    def _plans_for(self, param: Tensor | None) -> list[Plan]:
-        """Return the plans, one a device, for one parameter or for all (None) that have state."""
-        self._resolve()
-        key = None if param is None else id(param)
-        plans = self._plans.get(key)
-        if plans is None:
-            plans = self._plans[key] = self._make_plans(self._all_params() if param is None else [param])
-        return plans
-
-    def _make_plans(self, params: Sequence[Tensor]) -> list[Plan]:
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for param in params:
-            record = self._store.records.get(param)
-            if record is not None:
-                by_device.setdefault(record.device, []).append(param)
-        plans = []
-        for device, placed in by_device.items():
-            records = [self._store.records[param] for param in placed]
-            sources = [self._resolved[id(param)][0] for param in placed]
-            clippings = [self._resolved[id(param)][1].percentile_clipping for param in placed]
-            plans.append(Plan(device, self._store.pager.on(device), placed, records, sources, clippings))
-        return plans
+    def _name_of(self, param: Tensor) -> str:
+        return self._parameters.name_of(param)
 
     # -- placement ----------------------------------------------------------------------------------------------------
 
@@ -248,11 +204,13 @@ class PagedOptimizer(torch.optim.Optimizer):
         """
         with self._store.lock, torch.no_grad():
             self._begin()
-            for param in self._all_params():
+            for param in self._parameters.all:
                 if param.requires_grad and param not in self._store.records:
                     self._place(param, self._format_for(param))
 
     def _place_missing(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        if self._parameters.is_placed(params):
+            return
         records = self._store.records
         for param, grad in zip(params, grads, strict=True):
             if grad is None:
@@ -260,15 +218,16 @@ class PagedOptimizer(torch.optim.Optimizer):
             record = records.get(param)
             if record is None:
                 self._place(param, self._format_for(param))
-            elif record.device != param.device or record.shape != tuple(local_tensor(param).shape):
+            elif record.device != param.device or record.part.local_shape != tuple(local_tensor(param).shape):
                 self._move(param, record)
 
     def _move(self, param: Tensor, record: Record) -> None:
         """Bring the state of a parameter that went to another device there (`model.to(device)` keeps the object)."""
         local = local_tensor(param)
-        if record.shape != tuple(local.shape):
+        made_for = record.part.local_shape
+        if made_for != tuple(local.shape):
             raise ValueError(
-                f"{self._name_of(param)} has shape {tuple(local.shape)}, its state was made for {record.shape}; "
+                f"{self._name_of(param)} has shape {tuple(local.shape)}, its state was made for {made_for}; "
                 "remove it from optimizer.state to start over"
             )
         entry = {param: self._state_map[param].snapshot()}
@@ -276,14 +235,20 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._take_in()
 
     def _place(self, param: Tensor, state_format: StateFormat) -> Record:
-        record = self._store.place(param, state_format, local=local_tensor(param), global_shape=tuple(param.shape))
+        part = part_of(param)
+        if part.is_distributed and self._parameters.options_of(param).percentile_clipping < 100:
+            raise ValueError(
+                f"percentile_clipping needs the norm of a whole gradient, and {self._name_of(param)} is cut over "
+                "processes; set percentile_clipping=100 and use torch.nn.utils.clip_grad_norm_"
+            )
+        record = self._store.place(param, state_format, part=part, device=param.device)
         self._state_map.bind(param, self._store, record)
         return record
 
     def _format_for(self, param: Tensor) -> StateFormat:
         """Return the format of a parameter's state: its global size decides, so the mesh that it is on does not."""
-        source, options = self._resolved[id(param)]
-        if options.optim_bits == 32 or param.numel() < options.min_8bit_size:
+        source, options = self._parameters.source_of(param), self._parameters.options_of(param)
+        if options.optim_bits == 32 or global_numel(param) < options.min_8bit_size:
             return StateFormat.FLOAT32_AMSGRAD if source["amsgrad"] else StateFormat.FLOAT32
         if source["amsgrad"]:
             raise ValueError(f"amsgrad=True needs 32-bit state, and {self._name_of(param)} has 8-bit state")
@@ -293,16 +258,35 @@ class PagedOptimizer(torch.optim.Optimizer):
         """Convert what was assigned to `state` into pages."""
         entries = {
             param: dict(self._state_map[param])
-            for param in (self._all_params() if self._state_map.unbound else ())
+            for param in (self._parameters.all if self._state_map.unbound else ())
             if id(param) in self._state_map.unbound and self._state_map.get(param)
         }
-        if entries:
-            self._write_entries(state_dicts.check_entries(entries, self._format_for, self._name_of))
+        if not entries:
+            return
+        incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
+        state_dicts.warn_of_changes(incoming.values(), stacklevel=6)
+        for param, entry in incoming.items():
+            self._take_in_one(param, entry, entries[param])
+
+    def _take_in_one(self, param: Tensor, incoming: state_dicts.Incoming, entry: dict[str, Any]) -> None:
+        try:
+            self._write_entries({param: incoming})
+        except BaseException:
+            self._state_map[param] = entry  # to be taken in once there is room
+            raise
 
     def _write_entries(self, incoming: dict[Tensor, state_dicts.Incoming]) -> None:
         for param, entry in incoming.items():
             entry.write(self._store, self._place(param, entry.state_format))
-        state_dicts.warn_of_conversions(incoming.values())
+
+    def _follow_formats(self) -> None:
+        """Convert state that a changed group or override says is to be kept in another format."""
+        for param, record in list(self._store.records.items()):
+            if self._format_for(param) is not record.state_format:
+                entry = self._state_map[param].snapshot()
+                incoming = state_dicts.check_entries({param: entry}, self._format_for, self._name_of)
+                self._store.discard(param)
+                self._take_in_one(param, incoming[param], entry)
 
     # -- state and checkpoints ----------------------------------------------------------------------------------------
 
@@ -335,8 +319,9 @@ class PagedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put state back into pages, within the budget, from wherever its tensors are.
 
-        Takes what any of these classes saved, with any page size, budget and bits, and torch's and bitsandbytes'.
-        State is converted to the precision that this optimizer keeps, with one warning that says so.
+        Takes what any of these classes saved, with any page size, budget and bits, and torch's, bitsandbytes',
+        torchao's and flashoptim's. State is converted to the precision that this optimizer keeps, with one warning that
+        says so. Parameters that have names on both sides are matched by name, others by position.
 
         Raises:
             ValueError: the groups do not match, or an entry does not fit its parameter; nothing is changed.
@@ -344,26 +329,65 @@ class PagedOptimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = _first(pre_hook(self, state_dict), state_dict)
-        with self._store.lock, torch.no_grad():
-            if self._is_closed:
-                self._check_usable()
-            self._load(state_dict)
+        self.replace_state(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        groups = state_dicts.match_groups(self.param_groups, state_dict["param_groups"], self.defaults)
-        entries = state_dicts.match_entries(self.param_groups, state_dict)
-        before, self.param_groups = self.param_groups, groups
-        try:
-            self._resolve()
-            incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
-        except BaseException:
-            self.param_groups = before
-            raise
-        self._state_map.clear()
-        self._write_entries(incoming)
-        self._state_map.update({key: entry for key, entry in entries.items() if not isinstance(key, Tensor)})
+    def replace_state(
+        self,
+        state_dict: Mapping[str, Any],
+        recognise: state_dicts.Recognise = recognise,
+        verify: Callable[[], None] | None = None,
+    ) -> None:
+        """Check a state dict, then put it in the place of all state: what all ways to load share. No hook fires.
+
+        Args:
+            state_dict: its entries may be anything that `recognise` knows.
+            recognise: returns the checked entry of a parameter of a shape.
+            verify: raises if `state_dict` is damaged; called, after all other checks, if there is state to be lost.
+
+        Raises:
+            ValueError: it cannot be taken in; nothing is changed.
+            Exception: reading it or writing pages failed midway. What is here now is what a new optimizer has; if
+                there was state, then nothing can be done with this one until state is loaded or cleared.
+        """
+        with self._store.lock, torch.no_grad():
+            if self._is_closed:
+                self._check_usable()
+            match = matching.match(self.param_groups, state_dict, self.defaults)
+            before, self.param_groups = self.param_groups, match.groups
+            has_state = self._store.is_lost or any(self._state_map.values())
+            try:
+                self._resolve()
+                incoming = state_dicts.check_entries(match.entries, self._format_for, self._name_of, recognise)
+                state_dicts.warn_of_changes(incoming.values())
+                if has_state and verify is not None:
+                    verify()
+            except BaseException:
+                self.param_groups = before
+                raise
+            self._state_map.clear()
+            try:
+                self._write_entries(incoming)
+            except BaseException as error:
+                self.param_groups = before
+                self._state_map.clear()
+                if has_state:
+                    self._store.lose(
+                        StateLostError(
+                            f"loading ended midway ({type(error).__name__}: {error}) and the state before it is gone; "
+                            "load again, or clear optimizer.state"
+                        )
+                    )
+                raise
+            self._state_map.update({key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)})
+
+    @contextmanager
+    def settled(self) -> Iterator[Store]:
+        """Hold the state still while the store is read: everything assigned is in pages, and nothing steps."""
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            yield self._store
 
     def __getstate__(self) -> dict[str, Any]:
         """Return configuration and a snapshot of the state, for pickle and deepcopy; a copy has pages of its own."""
@@ -385,25 +409,6 @@ class PagedOptimizer(torch.optim.Optimizer):
         with self._store.lock, torch.no_grad():
             self._begin()
 
-    # -- names --------------------------------------------------------------------------------------------------------
-
-    def _name_of(self, param: Tensor) -> str:
-        for index, group in enumerate(self.param_groups):
-            for position, other in enumerate(group["params"]):
-                if other is param:
-                    names = group.get("param_names")
-                    return repr(names[position]) if names else f"parameter {position} of group {index}"
-        return "a tensor that is no parameter of this optimizer"
-
-    def _named(self, name: str) -> Tensor:
-        known: dict[str, Tensor] = {}
-        for group in self.param_groups:
-            known.update(zip(group.get("param_names", ()), group["params"], strict=False))
-        if name not in known:
-            listed = ", ".join(map(repr, known)) or "none: pass model.named_parameters() to have names"
-            raise KeyError(f"no parameter {name!r}; known are {listed}")
-        return known[name]
-
     # -- the learning rate, statistics, the end -----------------------------------------------------------------------
 
     @property
@@ -422,7 +427,7 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def memory_stats(self) -> MemoryStats:
         """Return where this optimizer's state is, in bytes and pages, and the budget it shares."""
-        return memory_stats(self._store)
+        return memory_stats(self._store, {p.device for group in self.param_groups for p in group["params"]})
 
     def paging_stats(self) -> PagingStats:
         """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled."""
@@ -448,7 +453,6 @@ class PagedOptimizer(torch.optim.Optimizer):
         """Give all pages, files and threads back; the optimizer cannot step any more. May be called again."""
         with self._store.lock:
             self._state_map.clear()
-            self._plans.clear()
             self._is_closed = True
 
     def __enter__(self) -> Self:

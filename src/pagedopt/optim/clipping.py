@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from pagedopt.optim.store import GNORM_SLOTS, Record
+from pagedopt.formats.entry import GNORM_SLOTS
+from pagedopt.optim.store import Record
 
 
 def clip_scale(record: Record, squared_norm: float, step: int, percentile: int) -> float:

@@ -14,6 +14,19 @@ _CHUNK = 1024
 """Counters to an array. Arrays are never replaced, so a view that somebody holds stays live while others are added."""
 
 
+class Slots:
+    """Some slots, each named once, as indices into the arrays: made once where the same are advanced at every step."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = order
+        by_chunk: dict[int, list[int]] = {}
+        for slot in order:
+            by_chunk.setdefault(slot // _CHUNK, []).append(slot % _CHUNK)
+        self.inside = {
+            chunk: torch.tensor(inside, dtype=torch.int64, device="cpu") for chunk, inside in by_chunk.items()
+        }
+
+
 class StepCounters:
     """Counters by slot."""
 
@@ -40,15 +53,15 @@ class StepCounters:
         """Return the counter as a 0-dimensional float32 CPU tensor that shares its memory."""
         return self._chunks[slot // _CHUNK][slot % _CHUNK]
 
-    def values(self, slots: Sequence[int]) -> list[float]:
+    def values(self, slots: Slots) -> list[float]:
         """Return the counters at `slots`."""
+        if len(slots.inside) == 1:
+            chunk, inside = next(iter(slots.inside.items()))
+            return self._chunks[chunk][inside].tolist()
         flat = [value for chunk in self._chunks for value in chunk.tolist()]
-        return [flat[slot] for slot in slots]
+        return [flat[slot] for slot in slots.order]
 
-    def add(self, slots: Sequence[int], amount: int) -> None:
-        """Add `amount` to the counters at `slots` (each named once)."""
-        by_chunk: dict[int, list[int]] = {}
-        for slot in slots:
-            by_chunk.setdefault(slot // _CHUNK, []).append(slot % _CHUNK)
-        for index, inside in by_chunk.items():
-            self._chunks[index][torch.tensor(inside, dtype=torch.int64, device="cpu")] += amount
+    def add(self, slots: Slots, amount: int) -> None:
+        """Add `amount` to the counters at `slots`."""
+        for chunk, inside in slots.inside.items():
+            self._chunks[chunk][inside] += amount

@@ -11,11 +11,6 @@ FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16))
 """Element types that parameters and gradients may have, each on its own."""
 
 
-def local_tensor(tensor: Tensor) -> Tensor:
-    """Return the part of a distributed tensor that is here, and an ordinary tensor as it is."""
-    return getattr(tensor, "_local_tensor", tensor)
-
-
 def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None], name_of: Callable[[Tensor], str]) -> None:
     """Raise for the first pair that cannot be stepped.
 

@@ -6,6 +6,7 @@ plan costs Python by parameter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from pagedopt.codecs.base import StateFormat
 from pagedopt.kernels.args import Column
 from pagedopt.layout import Segment
+from pagedopt.optim.counters import Slots
 from pagedopt.optim.store import Record
 from pagedopt.paging.pager import DevicePager
 
@@ -41,6 +43,9 @@ class Plan:
         tables: the segment table of each page, int64 [segments, len(Column)], on the CPU.
         residents: the operands that have a segment in each page.
         tensorwise: the pages with tensor-wise segments, which need a measuring sweep first.
+        slots: the step counters of all operands.
+        is_distributed, is_clipped: whether any operand is.
+        distinct_sources, source_of: the sources, each once, and which of them is each operand's.
     """
 
     device: torch.device
@@ -54,6 +59,13 @@ class Plan:
     residents: dict[int, list[int]] = field(default_factory=dict)
     segments: dict[int, list[tuple[int, Segment]]] = field(default_factory=dict)
     tensorwise: list[int] = field(default_factory=list)
+    slots: Slots = field(init=False)
+    is_distributed: bool = field(init=False)
+    is_clipped: bool = field(init=False)
+    distinct_sources: list[Source] = field(init=False)
+    source_of: list[int] = field(init=False)
+    _devices: list[int] = field(init=False)
+    _numels: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         for operand, record in enumerate(self.records):
@@ -67,15 +79,24 @@ class Plan:
             if any(self.records[operand].state_format is StateFormat.TENSORWISE8 for operand, _ in inside):
                 self.tensorwise.append(page)
 
-    @property
-    def slots(self) -> list[int]:
-        """The step counter of each operand."""
-        return [record.slot for record in self.records]
+        self.slots = Slots([record.slot for record in self.records])
+        self.is_distributed = any(record.part.is_distributed for record in self.records)
+        self.is_clipped = any(percentile < 100 for percentile in self.clippings)
+        distinct = {id(source): source for source in self.sources}
+        index_of = {key: index for index, key in enumerate(distinct)}
+        self.distinct_sources = list(distinct.values())
+        self._devices = [record.device.index or 0 if record.device.type != "cpu" else -1 for record in self.records]
+        self._numels = [math.prod(record.part.local_shape) for record in self.records]
+        self.source_of = [index_of[id(source)] for source in self.sources]
 
-    def live_pages(self, pages: Sequence[int], is_live: Sequence[bool]) -> list[int]:
+    def fits(self, params: Sequence[Tensor]) -> bool:
+        """Return whether `params`, which are this plan's, are still of the device and size that it was made for."""
+        return [p.get_device() for p in params] == self._devices and [p.numel() for p in params] == self._numels
+
+    def live_pages(self, pages: Sequence[int], is_live: Sequence[bool]) -> Sequence[int]:
         """Return those of `pages` in which at least one operand is live."""
         if all(is_live):
-            return list(pages)
+            return pages
         return [page for page in pages if any(is_live[operand] for operand in self.residents[page])]
 
 

@@ -27,7 +27,11 @@ def allocator_for(store: Store) -> Callable[..., Tensor]:
     budget = store.pager.host_budget_nbytes
     if budget is None or sum(record.nbytes for record in store.records.values()) <= budget:
         return torch.empty
-    folder = store.pager.config.spill_dir
+    return mapped_in(store.pager.config.spill_dir)
+
+
+def mapped_in(folder: Path | None) -> Callable[..., Tensor]:
+    """Return what allocates tensors as files in `folder` that are mapped into memory, like `torch.empty`."""
 
     def mapped(shape: tuple[int, ...], *, dtype: torch.dtype, device: str) -> Tensor:
         nbytes = math.prod(shape) * dtype.itemsize

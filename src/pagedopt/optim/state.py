@@ -12,23 +12,23 @@ A parameter that has no pages yet has an ordinary dict, and what is put there is
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagedopt.codecs.base import FIELDS, StateFormat
-from pagedopt.optim.store import GNORM_SLOTS, Record, Store
+from pagedopt.codecs.base import Field
+from pagedopt.formats.entry import GNORM_HISTORY, GNORM_SLOTS
+from pagedopt.optim.store import Record, Store
 
 STEP = "step"
-GNORM_HISTORY = "gnorm_history"
 _MISSING = object()
 
 
-def keys_of(state_format: StateFormat, *, has_gnorms: bool = False) -> list[str]:
+def keys_of(arrays: Sequence[Field], *, has_gnorms: bool = False) -> list[str]:
     """Return the keys that `optimizer.state[p]` has."""
-    return [STEP, *(array.name for array in FIELDS[state_format]), *([GNORM_HISTORY] if has_gnorms else [])]
+    return [STEP, *(array.name for array in arrays), *([GNORM_HISTORY] if has_gnorms else [])]
 
 
 class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch annotates state so
@@ -57,7 +57,7 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
     def _index(self, key: object) -> int | None:
         if self._record is None:
             return None
-        names = [array.name for array in FIELDS[self._record.state_format]]
+        names = [array.name for array in self._record.shown]
         return names.index(key) if key in names else None
 
     def __getitem__(self, key: str) -> Any:
@@ -86,17 +86,21 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
         index = self._index(key)
         if index is None or self._record is None or self._store is None:
             raise KeyError(f"{key!r} is no part of this state, which has {', '.join(map(repr, self))}")
-        array = FIELDS[self._record.state_format][index]
+        array = self._record.shown[index]
         shape = self._record.array_shape(array)
         if not isinstance(value, Tensor):
             raise TypeError(f"{key} must be a tensor, got {value!r}")
+        try:
+            value = self._record.part.take(value)
+        except ValueError as error:
+            raise ValueError(f"{key} cannot be taken in: {error}") from error
         if tuple(value.shape) != shape:
             raise ValueError(f"{key} has shape {shape}, cannot hold {tuple(value.shape)}")
         if value.dtype != array.dtype and not (array.dtype.is_floating_point and value.dtype.is_floating_point):
             raise TypeError(f"{key} holds {array.dtype}, got {value.dtype}")
         with self._store.lock, torch.no_grad():
             self._store.settle()
-            self._store.write(self._record, {index: value.detach().to(array.dtype)})
+            self._store.overwrite(self._record, {index: value.detach().to(array.dtype)})
             self._store.refresh()
 
     def __delitem__(self, key: str) -> None:
@@ -107,7 +111,7 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
     def __iter__(self) -> Iterator[str]:
         if self._record is None:
             return super().__iter__()
-        return iter(keys_of(self._record.state_format, has_gnorms=self._record.gnorm_history is not None))
+        return iter(keys_of(self._record.shown, has_gnorms=self._record.gnorm_history is not None))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -270,14 +274,14 @@ def checked_gnorms(value: object) -> Tensor:
 
 def snapshot(store: Store, record: Record, empty: Callable[..., Tensor] = torch.empty) -> dict[str, Any]:
     """Return the state of one record as a plain dict of CPU tensors, each with memory of its own from `empty`."""
-    arrays = FIELDS[record.state_format]
+    arrays = record.shown
     with store.lock, torch.no_grad():
         store.settle()
         store.check_whole()
         out = {i: empty(record.array_shape(a), dtype=a.dtype, device="cpu") for i, a in enumerate(arrays)}
         store.read(record, out)
         values: dict[str, Any] = {STEP: store.counters.view(record.slot).clone()}
-        values.update({array.name: out[i] for i, array in enumerate(arrays)})
+        values.update({array.name: record.as_shown(array, out[i]) for i, array in enumerate(arrays)})
         if record.gnorm_history is not None:
             values[GNORM_HISTORY] = record.gnorm_history.clone()
     return values

@@ -5,39 +5,27 @@ Everything is checked before anything is changed; tensors are converted one para
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pagedopt.codecs.base import CODEC_VERSION, StateFormat
+from pagedopt.codecs.base import StateFormat
 from pagedopt.errors import CheckpointError
-from pagedopt.formats.entry import Entry
+from pagedopt.formats.entry import GNORM_HISTORY, Entry
 from pagedopt.formats.recognise import recognise
-from pagedopt.optim.arguments import StateOptions, check_hyperparameters
-from pagedopt.optim.gradients import local_tensor
+from pagedopt.optim.parts import Part, part_of
 from pagedopt.optim.snapshots import allocator_for
-from pagedopt.optim.state import StateMap, snapshot
+from pagedopt.optim.state import STEP, StateMap, snapshot
 from pagedopt.optim.store import Record, Store
-
-_KEPT_BY_THE_CLASS = ("optim_bits", "min_8bit_size", "block_wise")
-"""Group options that loading leaves as they are: precision is what the optimizer that loads says."""
 
 
 def pack(store: Store, state: StateMap, groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what torch's `Optimizer.state_dict` returns, every value a plain number or a CPU tensor of its own."""
-    positions: dict[int, int] = {}
-    for index, param in enumerate(param for group in groups for param in group["params"]):
-        positions.setdefault(id(param), index)
-    packed_groups = []
-    for group in groups:
-        packed = {key: _plain(value) for key, value in group.items() if key != "params"}
-        packed_groups.append({**packed, "params": [positions[id(param)] for param in group["params"]]})
+    positions = _positions(groups)
     allocate = allocator_for(store)
     packed_state: dict[Any, Any] = {}
     for key, entry in state.items():
@@ -47,54 +35,32 @@ def pack(store: Store, state: StateMap, groups: list[dict[str, Any]]) -> dict[st
             record = store.records.get(key)
             values = entry.snapshot() if record is None else snapshot(store, record, allocate)
             packed_state[positions[id(key)]] = values
-    return {"state": packed_state, "param_groups": packed_groups}
+    return {"state": packed_state, "param_groups": pack_groups(groups)}
+
+
+def pack_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups as a state dict has them: a snapshot, with the number of each parameter in its place."""
+    positions = _positions(groups)
+    return [
+        {
+            **{key: _plain(value) for key, value in group.items() if key != "params"},
+            "params": [positions[id(param)] for param in group["params"]],
+        }
+        for group in groups
+    ]
+
+
+def _positions(groups: list[dict[str, Any]]) -> dict[int, int]:
+    """Return the number of each parameter by its `id`."""
+    positions: dict[int, int] = {}
+    for index, param in enumerate(param for group in groups for param in group["params"]):
+        positions.setdefault(id(param), index)
+    return positions
 
 
 def _plain(value: Any) -> Any:
     """Return a group's value as a snapshot: a tensor lr is changed in place by its owner."""
     return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
-
-
-def match_groups(
-    groups: list[dict[str, Any]], saved: list[dict[str, Any]], defaults: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the groups after loading: saved values, our parameters, our names where none were saved.
-
-    Raises:
-        ValueError: another number of groups or of parameters in one (torch's words), or a value that is wrong.
-    """
-    if len(groups) != len(saved):
-        raise ValueError("loaded state dict has a different number of parameter groups")
-    if any(len(ours["params"]) != len(theirs["params"]) for ours, theirs in zip(groups, saved, strict=True)):
-        raise ValueError(
-            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
-        )
-    matched = []
-    for ours, theirs in zip(groups, saved, strict=True):
-        codec = theirs.get("state_codec", CODEC_VERSION)
-        if codec != CODEC_VERSION:
-            raise CheckpointError(
-                f"8-bit state of codec {codec!r} cannot be read; this version reads {CODEC_VERSION!r}"
-            )
-        merged = {**defaults, **deepcopy({key: value for key, value in theirs.items() if key != "params"})}
-        merged.update(check_hyperparameters(merged))
-        for key in _KEPT_BY_THE_CLASS:
-            merged.pop(key, None)
-            if key in ours:
-                merged[key] = ours[key]
-        merged.update(StateOptions.parse(merged))
-        if "param_names" in ours and "param_names" not in merged:
-            merged["param_names"] = ours["param_names"]
-        matched.append({**merged, "params": ours["params"]})
-    return matched
-
-
-def match_entries(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[Any, Any]:
-    """Return the saved entries by our parameters; entries of no parameter keep their key, as in torch."""
-    saved_ids = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    ours = itertools.chain.from_iterable(group["params"] for group in groups)
-    by_id = dict(zip(saved_ids, ours, strict=True))
-    return {by_id.get(key, key): entry for key, entry in state_dict["state"].items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +69,30 @@ class Incoming:
 
     entry: Entry
     state_format: StateFormat
+    part: Part
     name: str
 
     @property
     def is_conversion(self) -> bool:
         """Whether precision changes: decoded codes are no better than codes, and encoding rounds."""
-        return self.entry.is_8bit != self.state_format.is_8bit
+        return self.entry.is_8bit != (self.state_format.is_8bit and not self.part.shows_decoded(self.state_format))
 
     def write(self, store: Store, record: Record) -> None:
         """Write the entry into the pages of `record`."""
         store.counters.view(record.slot).fill_(self.entry.step)
         record.gnorm_history = self.entry.gnorms
-        store.write(record, self.entry.arrays(self.state_format, record.grid))
+        store.take(record, self.entry.open())
+
+
+Recognise = Callable[[Any, "tuple[int, ...]"], Entry]
+"""Returns the checked entry of a parameter of a shape, or raises `CheckpointError`."""
 
 
 def check_entries(
-    entries: Mapping[Any, Any], format_for: Callable[[Tensor], StateFormat], name_of: Callable[[Tensor], str]
+    entries: Mapping[Any, Any],
+    format_for: Callable[[Tensor], StateFormat],
+    name_of: Callable[[Tensor], str],
+    recognise: Recognise = recognise,
 ) -> dict[Tensor, Incoming]:
     """Return the entries that are some parameter's, all checked.
 
@@ -129,28 +103,45 @@ def check_entries(
     for param, entry in entries.items():
         if not isinstance(param, Tensor) or not entry:
             continue
+        part = part_of(param)
         try:
-            read = recognise(entry, tuple(local_tensor(param).shape))
+            read = recognise(_part_here(entry, part), part.local_shape)
         except CheckpointError as error:
             raise CheckpointError(f"the state of {name_of(param)} cannot be loaded: {error}") from error
-        incoming[param] = Incoming(read, format_for(param), name_of(param))
+        incoming[param] = Incoming(read, format_for(param), part, name_of(param))
     return incoming
 
 
-def warn_of_conversions(incoming: Iterable[Incoming]) -> None:
-    """Say once that precision changed on the way in."""
+def _part_here(entry: Any, part: Part) -> Any:
+    """Return an entry with what is here of its distributed tensors."""
+    if part.mesh is None or not isinstance(entry, Mapping):
+        return entry
+    here = {}
+    for key, value in entry.items():
+        is_whole = not isinstance(value, Tensor) or key in (STEP, GNORM_HISTORY)
+        try:
+            here[key] = value if is_whole else part.take(value)
+        except ValueError as error:
+            raise CheckpointError(f"{key} cannot be taken in: {error}") from error
+    return here
+
+
+def warn_of_changes(incoming: Collection[Incoming], *, stacklevel: int = 4) -> None:
+    """Say once that precision changes on the way in, and once what is left out."""
     converted = [one for one in incoming if one.is_conversion]
-    if not converted:
-        return
-    first = converted[0]
-    into = "8-bit" if first.state_format.is_8bit else "32-bit"
-    warnings.warn(
-        f"the state of {len(converted)} parameter(s) was {first.entry.source} and is kept as {into} here, "
-        f"as this optimizer's class says (the first is {first.name})",
-        stacklevel=5,
-    )
-
-
-def empty_tensor(shape: tuple[int, ...], *, dtype: torch.dtype, device: str) -> Tensor:
-    """Return ordinary memory for one array of a snapshot."""
-    return torch.empty(shape, dtype=dtype, device=device)
+    if converted:
+        first = converted[0]
+        into = "8-bit" if first.state_format.is_8bit else "32-bit"
+        warnings.warn(
+            f"the state of {len(converted)} parameter(s) was {first.entry.source} and is kept as {into} here, "
+            f"as this optimizer's class says (the first is {first.name})",
+            stacklevel=stacklevel,
+        )
+    lacking = [one for one in incoming if one.entry.left_out]
+    if lacking:
+        keys = ", ".join(lacking[0].entry.left_out)
+        warnings.warn(
+            f"{keys} of {len(lacking)} parameter(s) is no state of AdamW and is left out (the first is "
+            f"{lacking[0].name}); parameters here have no bits beyond their own",
+            stacklevel=stacklevel,
+        )

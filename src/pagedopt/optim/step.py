@@ -10,8 +10,8 @@ from torch import Tensor
 from pagedopt.kernels.args import Kernel, Operands, new_absmax
 from pagedopt.layout import Segment
 from pagedopt.optim.clipping import clip_scale
-from pagedopt.optim.counters import StepCounters
-from pagedopt.optim.gradients import local_tensor
+from pagedopt.optim.counters import Slots, StepCounters
+from pagedopt.optim.parts import local_gradient, local_tensor
 from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
 from pagedopt.optim.strided import gather, scatter
@@ -25,10 +25,16 @@ class Step:
         self._plan = plan
         self._kernel = kernel
         self._counters = counters
-        self._params = [local_tensor(param) for param in plan.params]
-        self._grads = [None if grad is None else local_tensor(grad) for grad in grads]
-        self._is_live = [grad is not None and grad.numel() > 0 for grad in grads]
+        self._params, self._grads = plan.params, grads
+        if plan.is_distributed:
+            self._params = [local_tensor(param) for param in plan.params]
+            self._grads = [
+                grad if grad is None else local_gradient(p, grad) for p, grad in zip(plan.params, grads, strict=True)
+            ]
         self._stepped = [operand for operand, grad in enumerate(grads) if grad is not None]
+        all_step = len(self._stepped) == len(grads)
+        self._slots = plan.slots if all_step else Slots([plan.records[operand].slot for operand in self._stepped])
+        self._is_live = [grad is not None and grad.numel() > 0 for grad in self._grads]
         self._strided = self._find_strided()
         self._gnorms_before: dict[int, Tensor | None] = {}
         self.pages_updated = 0
@@ -44,15 +50,25 @@ class Step:
     def advance(self) -> None:
         """Count the step of every live operand and fold this step's scalars."""
         plan = self._plan
-        slots = [plan.records[operand].slot for operand in self._stepped]
-        self._counters.add(slots, 1)
-        rows = [0] * len(self._params)
+        self._counters.add(self._slots, 1)
         table = ScalarTable()
-        for operand, step in zip(self._stepped, self._counters.values(slots), strict=True):
-            rows[operand] = table.row(plan.sources[operand], step, self._clip(operand, int(step)))
-        contiguous = [None if operand in self._strided else grad for operand, grad in enumerate(self._grads)]
+        rows = self._scalar_rows(table, self._counters.values(self._slots))
+        grads = self._grads
+        if self._strided:
+            grads = [None if operand in self._strided else grad for operand, grad in enumerate(grads)]
         absmax = new_absmax(len(self._params) if plan.tensorwise else 0, plan.device)
-        self._operands = Operands(self._params, contiguous, rows, table.tensor(), absmax)
+        self._operands = Operands(self._params, grads, rows, table.tensor(), absmax)
+
+    def _scalar_rows(self, table: ScalarTable, steps: list[float]) -> list[int]:
+        """Return the row of every operand; those of operands that are not stepped are never read."""
+        plan = self._plan
+        if not plan.is_clipped and len(set(steps)) == 1:  # the usual step: one row a source
+            row_of = [table.row(source, steps[0], 1.0) for source in plan.distinct_sources]
+            return [row_of[source] for source in plan.source_of]
+        rows = [0] * len(self._params)
+        for operand, step in zip(self._stepped, steps, strict=True):
+            rows[operand] = table.row(plan.sources[operand], step, self._clip(operand, int(step)))
+        return rows
 
     def _clip(self, operand: int, step: int) -> float:
         percentile, grad = self._plan.clippings[operand], self._grads[operand]
@@ -65,7 +81,7 @@ class Step:
 
     def undo(self) -> None:
         """Take `advance` back, for a step that ended before it updated a page."""
-        self._counters.add([self._plan.records[operand].slot for operand in self._stepped], -1)
+        self._counters.add(self._slots, -1)
         for operand, before in self._gnorms_before.items():
             self._plan.records[operand].gnorm_history = before
 
@@ -80,9 +96,13 @@ class Step:
             for page, frame in pages:
                 self.pages_updated += 1
                 self._update(page, frame)
-        # Kernels write through addresses, which autograd must be told of.
-        changed = [self._params[operand] for operand in self._stepped if not self._params[operand].is_inference()]
-        torch.autograd.graph.increment_version(changed)
+        self._mark_changed()
+
+    def _mark_changed(self) -> None:
+        """Tell autograd what kernels changed through addresses; inference tensors have nothing to tell."""
+        for params in (self._params, self._plan.params) if self._plan.is_distributed else (self._params,):
+            changed = params if len(self._stepped) == len(params) else [params[operand] for operand in self._stepped]
+            torch.autograd.graph.increment_version(changed)
 
     def _measure(self, page: int, frame: Tensor) -> None:
         self._kernel.measure(self._plan.tables[page], frame, self._operands)

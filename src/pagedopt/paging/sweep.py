@@ -25,14 +25,11 @@ def sweep(pager: DevicePager, pages: Sequence[int], *, dirty: bool = True) -> Ge
     """
     pager.expect(pages)
     for page in pages:
-        pager.prefetch(page)
-        for following in pager.upcoming(page):
-            pager.prefetch(following)
+        pager.look_ahead(page)
         frame = pager.pin(page)
         try:
             yield page, frame
         finally:
             pager.unpin(page, dirty=dirty)
     if pages:
-        for following in pager.upcoming(pages[-1]):
-            pager.prefetch(following)
+        pager.look_ahead(pages[-1])

@@ -71,6 +71,10 @@ class Tier(Protocol):
         """Bytes held now."""
         ...
 
+    def describe(self) -> str:
+        """Return in words where pages are, how they get there, and what is missing that would make it better."""
+        ...
+
     def home(self, page: int) -> Home:
         """Return where a reserved `page` lives; fixed until it is released."""
         ...

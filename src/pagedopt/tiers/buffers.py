@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from contextlib import suppress
 
 import torch
 from torch import Tensor
+
+from pagedopt.units import format_bytes
 
 DIRECT_ALIGNMENT = 4096
 """Address, offset and length of a direct transfer are multiples of this: the largest block size in common use."""
@@ -19,21 +22,25 @@ def new_host_buffer(nbytes: int) -> Tensor:
     """Return zeros, uint8 [nbytes], in RAM of its own that starts at a page of the CPU.
 
     The memory goes back to the system as soon as the last tensor over it dies.
+
+    Raises:
+        MemoryError: the system gives no more.
     """
-    if sys.platform == "win32":
-        memory = mmap.mmap(-1, nbytes)
-    else:
-        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= HUGE_NBYTES:
-            _advise_huge_pages(memory)
+    try:
+        memory = _anonymous_memory(nbytes)
+    except OSError as error:
+        raise MemoryError(f"the system has no {format_bytes(nbytes)} of RAM for a page ({error.strerror})") from None
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _advise_huge_pages(memory: mmap.mmap) -> None:
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel built without them: small pages work as well, a little slower
-        return
+def _anonymous_memory(nbytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= HUGE_NBYTES:
+        with suppress(OSError):  # a kernel built without them: small pages serve as well, a little slower
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -33,8 +33,8 @@ from pagedopt.tiers.buffers import DIRECT_ALIGNMENT, bytes_of, is_aligned, new_h
 from pagedopt.tiers.spill_file import SpillFile
 from pagedopt.units import format_bytes
 
-NUM_THREADS = 4
-"""Two reads and two writes under way keep a fast disk busy while others compute checksums."""
+NUM_THREADS = 8
+"""Four transfers keep a fast disk busy; as many more threads hold reads that wait for the write before them."""
 
 MAX_EXTENT_NBYTES = 256 << 20
 """Room is taken in extents that double up to this: few of them, so that pages lie in one piece."""
@@ -100,15 +100,21 @@ class DiskTier:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, into):
             return self._start(slot, partial(_read, file, slot, into), after)
-        staging = self._staging.take(slot.nbytes)
+        try:
+            staging = self._staging.take(slot.nbytes)
+        except MemoryError as error:
+            return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
         return _StagedRead(self._start(slot, partial(_read, file, slot, staging), after), staging, into, self._staging)
 
     def write(self, page: int, source: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, source):
             return self._start(slot, partial(_write, file, slot, source), after)
-        staging = self._staging.take(slot.nbytes)
-        staging.copy_(source)
+        try:
+            staging = self._staging.take(slot.nbytes)
+            staging.copy_(source)
+        except (MemoryError, RuntimeError) as error:  # no memory, or the device refused the copy
+            return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
         return self._start(slot, partial(_write_staged, file, slot, staging, self._staging), after)
 
     def release(self, page: int) -> None:

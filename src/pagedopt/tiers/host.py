@@ -30,6 +30,9 @@ class HostTier:
     def usage(self) -> TierUsage:
         return TierUsage(host_nbytes=sum(self._reserved.values()))
 
+    def describe(self) -> str:
+        return f"{format_bytes(self.usage.host_nbytes)} in RAM, copied on the current stream"
+
     def home(self, page: int) -> Home:
         assert page in self._reserved
         return "host"
@@ -67,6 +70,6 @@ def _copied(move: Callable[[], Tensor], after: Sequence[Transfer]) -> Transfer:
         move()
     except SpillError as error:
         return EndedTransfer(error.with_traceback(None))
-    except (OSError, RuntimeError) as error:  # no memory for the page, or the device refused the copy
+    except (MemoryError, RuntimeError) as error:  # no memory for the page, or the device refused the copy
         return EndedTransfer(SpillError(f"could not copy a page between host and device: {error}"))
     return EndedTransfer()

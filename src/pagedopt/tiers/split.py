@@ -25,6 +25,9 @@ class SplitTier:
         host, disk = self._tiers
         return TierUsage(host.usage.host_nbytes, disk.usage.disk_nbytes)
 
+    def describe(self) -> str:
+        return "; ".join(tier.describe() for tier in self._tiers)
+
     def home(self, page: int) -> Home:
         return self._tier_of[page].home(page)
 

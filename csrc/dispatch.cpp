@@ -1,0 +1,60 @@
+// Asks the processor, and the operating system for the registers it saves, once at load.
+
+#include "target.h"
+
+#if defined(PAGEDOPT_X86) && defined(_MSC_VER) && !defined(__clang__)
+#include <immintrin.h>
+#include <intrin.h>
+#endif
+
+namespace pagedopt {
+namespace {
+
+#if defined(PAGEDOPT_X86) && defined(_MSC_VER) && !defined(__clang__)
+
+bool HasBits(int leaf, int reg, unsigned bits) {
+  int registers[4];
+  __cpuidex(registers, leaf, 0);
+  return (static_cast<unsigned>(registers[reg]) & bits) == bits;
+}
+
+bool Saves(unsigned bits) { return HasBits(1, 2, 1u << 27) && (_xgetbv(0) & bits) == bits; }
+
+bool HasAvx2() {
+  // FMA and F16C; AVX2; XMM and YMM
+  return Saves(0x6) && HasBits(1, 2, 1u << 12 | 1u << 29) && HasBits(7, 1, 1u << 5);
+}
+
+bool HasAvx512() {
+  // F, DQ, BW, VL; opmask and ZMM
+  return HasAvx2() && Saves(0xe6) && HasBits(7, 1, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31);
+}
+
+#elif defined(PAGEDOPT_X86)
+
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+#endif
+
+}  // namespace
+
+int Choices(Choice choices[kMaxChoices]) {
+  int count = 0;
+#if defined(PAGEDOPT_X86)
+  choices[count++] = {&kTarget_avx512, HasAvx512()};
+  choices[count++] = {&kTarget_avx2, HasAvx2()};
+#elif defined(PAGEDOPT_ARM)
+  choices[count++] = {&kTarget_neon, true};  // every AArch64 processor has it
+#endif
+  choices[count++] = {&kTarget_scalar, true};
+  return count;
+}
+
+}  // namespace pagedopt

@@ -1,0 +1,138 @@
+// NEON of AArch64: 4 floats.
+
+#pragma once
+
+#include <arm_neon.h>
+
+#include "codebook.h"
+#include "numbers.h"
+
+namespace pagedopt {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 4;
+  static constexpr int kLookup = 8;
+  using F = float32x4_t;
+  using I = int32x4_t;
+  using M = uint32x4_t;
+
+  static F Set(float x) { return vdupq_n_f32(x); }
+  static F Load(const float* p) { return vld1q_f32(p); }
+  static F Load(const Bfloat16* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16));
+  }
+  static F Load(const Float16* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
+  }
+  static void Store(float* p, F x) { vst1q_f32(p, x); }
+  static void Store(Bfloat16* p, F x) {
+    const uint32x4_t bits = AsBits(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    const uint32x4_t number = vbslq_u32(vceqq_f32(x, x), rounded, vdupq_n_u32(0x7fc00000));
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vshrn_n_u32(number, 16));
+  }
+  static void Store(Float16* p, F x) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
+  }
+
+  static F Add(F a, F b) { return vaddq_f32(a, b); }
+  static F Sub(F a, F b) { return vsubq_f32(a, b); }
+  static F Mul(F a, F b) { return vmulq_f32(a, b); }
+  static F Div(F a, F b) { return vdivq_f32(a, b); }
+  static F Sqrt(F a) { return vsqrtq_f32(a); }
+  static F Fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F Min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+  static F Max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  static F MaxOrNan(F a, F b) { return vmaxq_f32(a, b); }
+  static F Clamp(F x, F low, F high) { return vminq_f32(vmaxq_f32(x, low), high); }
+  static F Abs(F a) { return vabsq_f32(a); }
+
+  static F MaxAbs(F a, F b) { return Max(vabsq_f32(a), b); }
+  static float Largest(F a) { return vmaxvq_f32(a); }
+
+  static M Less(F a, F b) { return vcltq_f32(a, b); }
+  static M AtMost(F a, F b) { return vcleq_f32(a, b); }
+  static M NotZero(F a) { return vmvnq_u32(vceqzq_f32(a)); }
+  static M AndPositive(M m, F a) { return vandq_u32(m, vcgtzq_f32(a)); }
+  static M And(M a, M b) { return vandq_u32(a, b); }
+  static M Always() { return vdupq_n_u32(0xffffffff); }
+  static bool All(M m) { return vminvq_u32(m) != 0; }
+  static F Select(M m, F yes, F no) { return vbslq_f32(m, yes, no); }
+  static F OrZero(M m, F a) { return vreinterpretq_f32_u32(vandq_u32(m, AsBits(a))); }
+  static I OrZero(M m, I a) { return vandq_s32(vreinterpretq_s32_u32(m), a); }
+
+  static F ToFloat(I a) { return vcvtq_f32_s32(a); }
+  static F PowerOfTwoBelow(F a) { return vreinterpretq_f32_u32(vandq_u32(AsBits(a), vdupq_n_u32(0xff800000))); }
+  static I Exponent(F a) { return vreinterpretq_s32_u32(vshrq_n_u32(AsBits(a), 23)); }
+  static I Mantissa24(F a, I shift) {
+    return vshlq_s32(vreinterpretq_s32_u32(vandq_u32(AsBits(a), vdupq_n_u32(0xffffff))), vnegq_s32(shift));
+  }
+  static I AbsInt(I a) { return vabsq_s32(a); }
+  static F NegateWhere(I negative, F a) {
+    const uint32x4_t sign = vandq_u32(vreinterpretq_u32_s32(negative), vdupq_n_u32(0x80000000));
+    return vreinterpretq_f32_u32(veorq_u32(AsBits(a), sign));
+  }
+  static M NotZero(I a) { return vtstq_s32(a, a); }
+
+  struct Table {
+    explicit Table(const float* entries)
+        : bytes_{{vreinterpretq_u8_f32(vld1q_f32(entries)), vreinterpretq_u8_f32(vld1q_f32(entries + 4))}} {}
+    F operator[](I index) const {  // bytes 4i .. 4i + 3 of the table for entry i
+      const I entry = vandq_s32(index, vdupq_n_s32(7));
+      const I bytes = vmlaq_s32(vdupq_n_s32(0x03020100), entry, vdupq_n_s32(0x04040404));
+      return vreinterpretq_f32_u8(vqtbl2q_u8(bytes_, vreinterpretq_u8_s32(bytes)));
+    }
+    uint8x16x2_t bytes_;
+  };
+
+  struct Pieces {
+    explicit Pieces(const Codebook& book) : first_shift_(vdupq_n_s32(book.first_shift)) {
+      for (int i = 0; i < kNumPieces - 1; ++i) thresholds_[i] = Set(book.threshold[i]);
+    }
+    I ShiftOf(F x) const {
+      I shift = first_shift_;
+      for (const F threshold : thresholds_) shift = vaddq_s32(shift, vreinterpretq_s32_u32(AtMost(threshold, x)));
+      return shift;
+    }
+    I first_shift_;
+    F thresholds_[kNumPieces - 1];
+  };
+
+  static I LoadCodes(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+  }
+  static I LoadCodes(const uint8_t* p) {
+    uint32_t four;
+    std::memcpy(&four, p, 4);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+  }
+  static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
+    I code[4];
+    for (int i = 0; i < 4; ++i) {
+      const I negative = vshrq_n_s32(vreinterpretq_s32_f32(value[i]), 31);
+      const I limited = vminq_s32(size[i], vaddq_s32(vdupq_n_s32(128), negative));
+      code[i] = vsubq_s32(veorq_s32(limited, negative), negative);
+    }
+    vst1q_s8(p, vreinterpretq_s8_u8(Narrowed(code)));
+  }
+  static void StoreCodes(uint8_t* p, const I (&code_and_one)[4]) {
+    I code[4];
+    for (int i = 0; i < 4; ++i) code[i] = vmaxq_s32(vsubq_s32(code_and_one[i], vdupq_n_s32(1)), vdupq_n_s32(0));
+    vst1q_u8(p, Narrowed(code));
+  }
+
+ private:
+  static uint32x4_t AsBits(F a) { return vreinterpretq_u32_f32(a); }
+  static uint8x16_t Narrowed(const I (&code)[4]) {  // the low byte of each
+    const uint16x8_t low = vcombine_u16(Low16(code[0]), Low16(code[1]));
+    const uint16x8_t high = vcombine_u16(Low16(code[2]), Low16(code[3]));
+    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+  }
+  static uint16x4_t Low16(I a) { return vmovn_u32(vreinterpretq_u32_s32(a)); }
+};
+
+}  // namespace
+}  // namespace pagedopt
