@@ -82,7 +82,9 @@ def _shown_alone() -> str:
         return str(Fsdp1.optim_state_dict(model, optimizer)["state"]["up.weight"]["exp_avg"].dtype)
 
 
-@pytest.mark.framework("torch.distributed", "FSDP1: `FullyShardedDataParallel(model)`, with flat or original parameters")
+@pytest.mark.framework(
+    "torch.distributed", "FSDP1: `FullyShardedDataParallel(model)`, with flat or original parameters"
+)
 def test_fsdp1_state_of_one_process_is_like_that_of_two(cluster_of: ClusterOf) -> None:
     assert cluster_of(1).run(_shown_alone) == ["torch.float32"]
 
