@@ -28,8 +28,9 @@ demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (D
 qlora: $(STAMPS)/hf $(STAMPS)/package  ## fine-tune an NF4 model with LoRA on paged AdamW (QLORA_FLAGS="--model ID")
 	$(BIN)/python examples/qlora_sft.py $(QLORA_FLAGS)
 
+# One thread a process: processes that share cores with more threads than cores spend their time waiting for each other.
 test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations 10 $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations 10 $(PYTEST_FLAGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)

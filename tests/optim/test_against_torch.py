@@ -302,7 +302,7 @@ def test_a_small_network_learns_as_well_as_with_torch(bits: int) -> None:
         opt: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         if ours:
             opt = PagedAdamW(model.parameters(), lr=1e-2, optim_bits=bits, min_8bit_size=1000)
-        first = float((model(x) - target).square().mean())
+        first = float((model(x) - target).square().mean().detach())
         for _ in range(150):
             opt.zero_grad()
             loss = (model(x) - target).square().mean()

@@ -140,7 +140,7 @@ def test_is_paged_pages(cls: Any, tmp_path: Path) -> None:
     train(opt, ours, 2)
     train(peer, theirs, 2)
     assert_same_params(ours, theirs)
-    assert opt.memory_stats() == peer.memory_stats()
+    assert opt.memory_stats().pages == peer.memory_stats().pages > 1
     assert opt.memory_stats().budget_bytes == tight_paging(cls)["max_host_memory"]
 
 

@@ -21,17 +21,20 @@ _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(o
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
-def create(path: Path, *, direct: bool = False) -> int:
-    """Make and open a file that must not exist, for writing; `direct` past the page cache where the system can."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
-    if direct and hasattr(os, "O_DIRECT"):
-        try:
-            return os.open(path, flags | os.O_DIRECT, 0o666)
-        except OSError as error:
-            if error.errno not in _NOT_DIRECT:
-                raise
-            path.unlink(missing_ok=True)  # made, and refused only then
-    return os.open(path, flags, 0o666)
+def create(path: Path) -> int:
+    """Make and open a file that must not exist, for writing."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+
+
+def make_direct(fd: int) -> None:
+    """Let transfers bypass the page cache where the file system can; they must then be aligned."""
+    if sys.platform == "win32" or not hasattr(os, "O_DIRECT"):
+        return
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError as error:
+        if error.errno not in _NOT_DIRECT:  # else all goes through the cache, with the same result
+            raise
 
 
 def open_regular(path: Path) -> int:
@@ -52,10 +55,28 @@ def read(fd: int, into: memoryview, offset: int) -> None:
     """Fill `into` from `offset` on; a file that ends early is an error."""
     done = 0
     while done < len(into):
-        count = _read_some(fd, into[done:], offset + done)
-        if count == 0:
-            raise OSError(errno.EIO, "the file ends early")
-        done += count
+        done += _some(_read_some(fd, into[done:], offset + done))
+
+
+def read_chunk(fd: int, into: memoryview, offset: int, nbytes: int) -> None:
+    """Fill the first `nbytes` of `into`, aligned in memory and in length, from the aligned `offset` on."""
+    done = 0
+    while done < nbytes:
+        begin = done // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
+        try:
+            count = _read_some(fd, into[begin:], offset + begin)
+        except OSError as error:
+            if error.errno not in _NOT_DIRECT or not _leave_direct(fd):
+                raise
+            continue
+        _some(begin + count - done)
+        done = begin + count
+
+
+def _some(count: int) -> int:
+    if count <= 0:
+        raise OSError(errno.EIO, "the file ends early")
+    return count
 
 
 def write(fd: int, source: memoryview, offset: int) -> None:
@@ -138,12 +159,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def read_ahead(fd: int, offset: int, nbytes: int) -> None:
-    """Tell the system what is read next; a hint."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def close(fd: int) -> None:

@@ -8,7 +8,7 @@ time the last of it was read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from xxhash import xxh3_128
 
 from pagedopt.checkpoint import files
 from pagedopt.checkpoint import manifest as manifests
+from pagedopt.checkpoint.file_reader import FileReader
 from pagedopt.checkpoint.layout import FileLayout, SavedParam, TensorShape, nbytes_of, tensors_of
 from pagedopt.codecs.base import FIELDS
 from pagedopt.errors import CheckpointError
@@ -28,12 +29,6 @@ from pagedopt.formats.kept import Kept
 from pagedopt.layout import grid_for
 from pagedopt.tiers.buffers import bytes_of
 
-CHUNK = 4 << 20
-"""Bytes read at once where nothing else sets a size."""
-
-_READ_AHEAD = 16 << 20
-"""Bytes that the system is asked to read before they are needed."""
-
 _OPEN_ATTEMPTS = 8
 """Times that opening starts over because a save replaced the checkpoint meanwhile."""
 
@@ -41,12 +36,16 @@ _OPEN_ATTEMPTS = 8
 class SavedTensor:
     """One tensor of an open checkpoint, which hashes its bytes as they are first read, in order."""
 
-    def __init__(self, file: Path, fd: int, offset: int, tensor: TensorShape, label: str, checksum: str) -> None:
-        self._file, self._fd, self._offset, self._checksum = file, fd, offset, checksum
-        self._tensor, self._label = tensor, label
-        self._hasher = xxh3_128()
-        self._hashed = 0
-        self._ahead = 0
+    def __init__(
+        self, path: Path, file: FileReader, offset: int, tensor: TensorShape, label: str, checksum: str
+    ) -> None:
+        self._path, self._file, self._offset = path, file, offset
+        self._tensor, self._label, self._checksum = tensor, label, checksum
+        self.restart()
+
+    def restart(self) -> None:
+        """Hash from the start again: the tensor is read a second time."""
+        self._hasher, self._hashed = xxh3_128(), 0
 
     def fill(self, start: int, stop: int, into: Tensor) -> None:
         """Fill a flat tensor of any device with the elements [start, stop).
@@ -57,7 +56,10 @@ class SavedTensor:
         if start == stop:
             return
         host = into if into.device.type == "cpu" else torch.empty(into.shape, dtype=into.dtype, device="cpu")
-        self._read(start * into.itemsize, bytes_of(host))
+        target, done = bytes_of(host), 0
+        for view in self._views(start * into.itemsize, len(target)):
+            target[done : done + len(view)] = view
+            done += len(view)
         if host is not into:
             into.copy_(host)
 
@@ -67,33 +69,24 @@ class SavedTensor:
         Raises:
             CheckpointError: it differs.
         """
-        nbytes = self._tensor.nbytes
-        buffer = bytearray(min(CHUNK, nbytes - self._hashed))
-        while self._hashed < nbytes:
-            count = min(CHUNK, nbytes - self._hashed)
-            self._read(self._hashed, memoryview(buffer)[:count])
-            advance(count)
+        for view in self._views(self._hashed, self._tensor.nbytes - self._hashed):
+            advance(len(view))
         if self._hasher.hexdigest() != self._checksum:
             raise CheckpointError(
-                f"{self._file}: {self._label}.{self._tensor.key} is damaged: its checksum differs from the manifest's"
+                f"{self._path}: {self._label}.{self._tensor.key} is damaged: its checksum differs from the manifest's"
             )
 
-    def restart(self) -> None:
-        """Hash from the start again: the file is read a second time."""
-        self._hasher, self._hashed, self._ahead = xxh3_128(), 0, 0
-
-    def _read(self, start: int, into: memoryview) -> None:
-        stop = start + len(into)
+    def _views(self, start: int, nbytes: int) -> Iterator[memoryview]:
         try:
-            if stop + _READ_AHEAD // 2 > self._ahead and stop < self._tensor.nbytes:
-                self._ahead = min(stop + _READ_AHEAD, self._tensor.nbytes)
-                files.read_ahead(self._fd, self._offset + stop, self._ahead - stop)
-            files.read(self._fd, into, self._offset + start)
+            for view in self._file.views(self._offset + start, nbytes):
+                stop = start + len(view)
+                if start <= self._hashed < stop:
+                    self._hasher.update(view[self._hashed - start :])
+                    self._hashed = stop
+                start = stop
+                yield view
         except OSError as error:
-            raise _unreadable(self._file, error) from error
-        if start <= self._hashed < stop:
-            self._hasher.update(into[self._hashed - start :])
-            self._hashed = stop
+            raise _unreadable(self._path, error) from error
 
 
 class Checkpoint:
@@ -102,14 +95,16 @@ class Checkpoint:
     A checkpoint that is replaced while it is open goes on to be readable, where the system lets open files be removed.
     """
 
-    def __init__(self, folder: Path, manifest: manifests.Manifest, layouts: list[FileLayout], fds: list[int]) -> None:
+    def __init__(
+        self, folder: Path, manifest: manifests.Manifest, layouts: list[FileLayout], readers: list[FileReader]
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._fds = fds
+        self._readers = readers
         self._tensors = {
             (param.id, tensor.key): SavedTensor(
                 folder / manifest.files[param.file],
-                fds[param.file],
+                readers[param.file],
                 layouts[param.file].offsets[param.id, tensor.key],
                 tensor,
                 param.label,
@@ -125,8 +120,8 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._fds:
-            files.close(self._fds.pop())
+        while self._readers:
+            self._readers.pop().close()
 
     @property
     def nbytes(self) -> int:
@@ -273,39 +268,35 @@ def _open_as(folder: Path, raw: bytes) -> Checkpoint | Path:
     manifest = _decode(folder, raw)
     layouts = manifest.layouts()
     with ExitStack() as opened:
-        fds = []
+        readers = []
         for name, layout in zip(manifest.files, layouts, strict=True):
-            fd = _open_data(folder / name)
-            if fd is None:
+            reader = _reader(folder / name)
+            if reader is None:
                 return folder / name
-            opened.callback(files.close, fd)
-            _check_header(folder / name, fd, layout)
-            fds.append(fd)
-        checkpoint = Checkpoint(folder, manifest, layouts, fds)
+            readers.append(opened.enter_context(closing(reader)))
+            _check_start(folder / name, reader, layout)
+        checkpoint = Checkpoint(folder, manifest, layouts, readers)
         opened.pop_all()
     return checkpoint
 
 
-def _open_data(path: Path) -> int | None:
+def _reader(path: Path) -> FileReader | None:
     try:
-        return files.open_regular(path)
+        return FileReader(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _check_header(path: Path, fd: int, layout: FileLayout) -> None:
-    """Refuse a data file whose size and header are not what the manifest says."""
-    header = bytearray(len(layout.header))
+def _check_start(path: Path, reader: FileReader, layout: FileLayout) -> None:
+    """Refuse a data file whose length and header are not what the manifest says."""
+    if reader.nbytes != layout.nbytes:
+        raise CheckpointError(f"{path} has {reader.nbytes} bytes, and the manifest says {layout.nbytes}")
     try:
-        nbytes = files.size(fd)
-        if nbytes == layout.nbytes:
-            files.read(fd, memoryview(header), 0)
+        header = b"".join(reader.views(0, len(layout.header)))
     except OSError as error:
         raise _unreadable(path, error) from error
-    if nbytes != layout.nbytes:
-        raise CheckpointError(f"{path} has {nbytes} bytes, and the manifest says {layout.nbytes}")
     if header != layout.header:
         raise CheckpointError(f"{path} is damaged, or another checkpoint's: its header is not the manifest's")
 

@@ -15,6 +15,7 @@ saves there at the same time.
 
 from __future__ import annotations
 
+import math
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +30,10 @@ from xxhash import xxh3_128
 
 from pagedopt.checkpoint import files
 from pagedopt.checkpoint import manifest as manifests
+from pagedopt.checkpoint.file_writer import FileWriter
 from pagedopt.checkpoint.layout import FileLayout, SavedParam, lay_out, nbytes_of, spread_over_files, tensors_of
 from pagedopt.checkpoint.manifest import Manifest
 from pagedopt.checkpoint.progress import progress
-from pagedopt.checkpoint.writer import FileWriter
 from pagedopt.codecs.base import CODEC_VERSION, FIELDS, StateFormat
 from pagedopt.errors import CheckpointError
 from pagedopt.formats.entry import GNORM_HISTORY
@@ -159,12 +160,21 @@ class _Save:
                     hashers[index].update(data)
                     writer.write(layout.offsets[param.id, fields[index].name] + start * array.itemsize, data)
                     done[index] = stop
+        if not math.prod(param.shape):  # it has no page, and so nothing that gives its one absmax, which is zero
+            self._write_zeros(writer, layout, param, hashers)
         for field, hasher in zip(fields, hashers, strict=True):
             self._checksums[param.id, field.name] = hasher.hexdigest()
         if source.gnorms is not None:
             data = bytes_of(source.gnorms)
             writer.write(layout.offsets[param.id, GNORM_HISTORY], data)
             self._checksums[param.id, GNORM_HISTORY] = xxh3_128(data).hexdigest()
+
+    @staticmethod
+    def _write_zeros(writer: FileWriter, layout: FileLayout, param: SavedParam, hashers: list[xxh3_128]) -> None:
+        for tensor, hasher in zip(tensors_of(param.shape, param.state_format, has_gnorms=False), hashers, strict=True):
+            zeros = bytes(tensor.nbytes)
+            hasher.update(zeros)
+            writer.write(layout.offsets[param.id, tensor.key], memoryview(zeros))
 
     def _write_manifest(self) -> None:
         raw = self._manifest(self._checksums)

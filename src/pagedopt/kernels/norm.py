@@ -26,7 +26,7 @@ def runs(tensor: Tensor) -> Iterator[Tensor]:
     strides = tensor.stride()
     tensor = tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
     if tensor.is_contiguous() or tensor.numel() <= CHUNK:
-        yield tensor.reshape(-1)
+        yield tensor.contiguous().view(-1)
         return
     for part in tensor if tensor.dim() > 1 else torch.split(tensor, CHUNK):
         yield from runs(part)

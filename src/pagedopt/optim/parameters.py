@@ -18,7 +18,6 @@ from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.optim.plan import Plan, Source
 from pagedopt.optim.store import Store
 
-
 _FORMAT_CHOICES = ("optim_bits", "min_8bit_size", "block_wise", "percentile_clipping", "amsgrad")
 """What a group may say of how state is kept; looked at again whenever it changed."""
 

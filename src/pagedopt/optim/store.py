@@ -223,6 +223,9 @@ class Store:
         if record.is_decoded:
             self._read_decoded(record, into)
             return
+        if not record.segments:  # an empty parameter: there is nothing to scale, and its one absmax is zero
+            for target in into.values():
+                target.zero_()
         fields = FIELDS[record.state_format]
         with closing(self.segments(record, dirty=False)) as segments:
             for segment, arrays in segments:

@@ -52,7 +52,7 @@ class FileWriter:
     def __init__(self, path: Path, nbytes: int) -> None:
         self.path = path
         self._nbytes = nbytes
-        self._fd = files.create(path, direct=nbytes > CHUNK)
+        self._fd = files.create(path)
         self._streams: dict[int, _Stream] = {}  # by the offset at which each goes on, the one used last at the end
         self._shared: dict[int, bytearray] = {}  # by number of the block
         self._idle: list[Tensor] = []
@@ -60,6 +60,8 @@ class FileWriter:
         self._threads: ThreadPoolExecutor | None = None
         try:
             files.reserve(self._fd, nbytes)
+            if nbytes > CHUNK:
+                files.make_direct(self._fd)
         except BaseException:
             self.close()
             raise
