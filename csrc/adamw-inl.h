@@ -170,18 +170,6 @@ struct Advance {
     const F m_scale = Vec::Set(absmax.m), root_scale = Vec::Set(absmax.root);
     const Block<P, G>& block = slot.block;
     for (int64_t i = 0; i < block.numel; i += Vec::kLanes) {
-      if (i % (64/sizeof(G)) == 0) __builtin_prefetch(block.g + i + 512, 0, 3); // PF
-      if (i % (64/sizeof(P)) == 0) __builtin_prefetch(block.p + i + 512, 0, 3); // PF
-      if (i % 64 == 0) __builtin_prefetch(block.m_codes + i + 512, 0, 3); // PF
-      if (i % 64 == 0) __builtin_prefetch(block.root_codes + i + 512, 0, 3); // PF
-      if (i % (64/sizeof(G)) == 0) __builtin_prefetch(block.g + i + 1024, 0, 3); // PF
-      if (i % (64/sizeof(P)) == 0) __builtin_prefetch(block.p + i + 1024, 0, 3); // PF
-      if (i % 64 == 0) __builtin_prefetch(block.m_codes + i + 1024, 0, 3); // PF
-      if (i % 64 == 0) __builtin_prefetch(block.root_codes + i + 1024, 0, 3); // PF
-      if (i % (64/sizeof(G)) == 0) __builtin_prefetch(block.g + i + 2048, 0, 3); // PF
-      if (i % (64/sizeof(P)) == 0) __builtin_prefetch(block.p + i + 2048, 0, 3); // PF
-      if (i % 64 == 0) __builtin_prefetch(block.m_codes + i + 2048, 0, 3); // PF
-      if (i % 64 == 0) __builtin_prefetch(block.root_codes + i + 2048, 0, 3); // PF
       F m = Vec::Mul(m_decoder.Value(block.m_codes + i), m_scale);
       const F root = Vec::Mul(root_decoder.Value(block.root_codes + i), root_scale);
 

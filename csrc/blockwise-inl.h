@@ -48,7 +48,7 @@ struct Encoder {
   I Size(F value) const {
     const F x = Vec::MaxAbs(Vec::Mul(value, inverse), Vec::Set(kSmallest));
     const I shift = pieces.ShiftOf(x);
-    const F position = Vec::Min(Vec::Fma(x, slope[shift], Vec::Set(kOffset)), Vec::Set(kBelowTwo));
+    const F position = Vec::Min(Vec::Add(Vec::Mul(x, slope[shift]), Vec::Set(kOffset)), Vec::Set(kBelowTwo));
     return Vec::OrZero(Vec::NotZero(value), Vec::Mantissa24(position, shift));
   }
 

@@ -13,7 +13,7 @@ constexpr int kTable = 16;  // entries of a lookup; a target that looks up 8 use
 
 constexpr float kFloor = 0x1p-100f;             // the smallest absmax of a block that is not all zero
 constexpr float kSmallest = 0x1p-22f;           // what is less is encoded as this, which has code 1
-constexpr float kOffset = 0.8888889f;           // position = x * slope + kOffset
+constexpr float kOffset = 8.0 / 9.0;            // position = x * slope + kOffset
 constexpr float kBelowTwo = 2.0 - 0x1p-23;      // positions are in [1, 2)
 constexpr float kMinRoot = 0x1.6a09e6p-75f;     // 2^-74.5, what a root of zero is kept as beside an m that is not
 constexpr float kMaxRoot = 2e19f;               // what an infinite root is kept as
@@ -24,7 +24,7 @@ static inline float Floored(float absmax) {
 }
 
 struct Codebook {
-  // Decode: |value| = fma(step[e], y, base[e]) where y = code + bias and e is its exponent.
+  // Decode: |value| = step[e] * y + base[e], rounded once, where y = code + bias and e is its exponent.
   float bias;
   alignas(64) float step[kTable];
   alignas(64) float base[kTable];

@@ -51,7 +51,7 @@ struct Vec {
   static F Mul(F a, F b) { return a * b; }
   static F Div(F a, F b) { return a / b; }
   static F Sqrt(F a) { return std::sqrt(a); }
-  // Rounded once, for float64 holds the sum exactly in both uses.
+  // Rounded once, for float64 holds the sum of a codebook's step and base exactly.
   static F Fma(F a, F b, F c) { return static_cast<float>(double(a) * double(b) + double(c)); }
   static F Min(F a, F b) { return a < b ? a : b; }
   static F Max(F a, F b) { return a > b ? a : b; }

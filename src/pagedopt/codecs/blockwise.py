@@ -131,18 +131,13 @@ def decode(codes: Tensor, absmax: Tensor, *, signed: bool) -> Tensor:
     return values[codes.view(torch.uint8).int()] * absmax
 
 
-def fma(a: Tensor, b: Tensor, c: float) -> Tensor:
-    """Return a * b + c rounded once to float32, for float32 a, b, c whose sum of products float64 holds exactly."""
-    return (a.double() * b + torch.tensor(c, dtype=torch.float32).item()).float()
-
-
 def encode(values: Tensor, absmax: Tensor, *, signed: bool) -> Tensor:
     """Return the codes of finite float32 `values` in blocks of `absmax` (floored, broadcast to them): int8 or uint8."""
     p = pieces(signed=signed, device=values.device)
     x = (values.abs() * torch.where(absmax > 0, 1 / absmax, 0)).clamp_min(SMALLEST)
 
     piece = torch.bucketize(x, p.thresholds, right=True)
-    position = fma(x, p.slope[piece], OFFSET).clamp_max(BELOW_TWO)
+    position = (x * p.slope[piece] + OFFSET).clamp_max(BELOW_TWO)
     code = (position * p.count[piece]).int()
     code = torch.where(values < 0, -code.clamp_max(127), code) if signed else code - 1
 

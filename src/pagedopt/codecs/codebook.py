@@ -13,18 +13,18 @@ zero, 1..127 and -1..-127 are mirror images, and -128, where 128 wraps to, is +1
 sorted positions. In both the zero byte is zero.
 
 Because a decade is linear, decoding and encoding are arithmetic, and every backend does the same float32 arithmetic, so
-they all give the same bits. `fma(a, b, c)` below is a * b + c rounded once; float64 holds each of them exactly.
+they all give the same bits.
 
-Decode: let i be the decade of a code (signed: of its size) that is neither that of 0 nor of 1, and
+Decode: the value of a code (signed: of its size) in decade i is a fused multiply-add, which rounds once:
 
-    value = fma(step[i], code + BIAS, base[i])
+    value = step[i] * (code + BIAS) + base[i]
 
-The integer part of code + BIAS is a power of two at the first code of a decade, so its exponent tells i. The constants
-were searched for: with them all values are within one ulp of the formula.
+code + BIAS passes a power of two where a decade begins, so its exponent tells i. The constants were searched for: with
+them every value is within one ulp of the formula.
 
-Encode: for x = |moment| / absmax, `piece` is how many of `thresholds` are at most x, and
+Encode: `piece` is how many of `thresholds` are at most x = |moment| / absmax; then, each operation rounded,
 
-    position = min(fma(max(x, SMALLEST), slope[piece], OFFSET), BELOW_TWO)       from 1 to 2 across the piece
+    position = min(max(x, SMALLEST) * slope[piece] + OFFSET, BELOW_TWO)      1 .. 2 from end to end of the piece
     code     = int(position * count[piece]) - (0 if signed else 1)
 
 It is the nearest code but for x within a few float32 roundings (1e-5 of a step) of a midpoint.
@@ -46,9 +46,8 @@ NUM_PIECES = NUM_DECADES + 1
 SMALLEST = 2.0**-22
 """What is less is encoded as this, which has code 1 in both codebooks."""
 
-OFFSET = 0.8888889
+OFFSET = 8 / 9
 BELOW_TWO = 2 - 2.0**-23
-
 
 _BIAS = {True: 41 / 64, False: 1 + 75 / 512}
 _STEP = {
@@ -59,7 +58,7 @@ _BASE = {
     True: (-9.265624e-07, -8.632812e-06, -8.3164065e-05, -0.0008158203, -0.008079102, -0.08039551, -0.8019775),
     False: (-6.4091796e-07, -7.204589e-06, -7.602295e-05, -0.00078011473, -0.007900573, -0.07950287, -0.7975143),
 }
-"""The shortest decimals of float32 numbers."""
+"""By `signed`. Each number is the shortest decimal of a float32."""
 
 
 @dataclass(frozen=True, slots=True)
