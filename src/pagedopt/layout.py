@@ -12,6 +12,7 @@ boundary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pagedopt.codecs.base import BLOCK, FIELDS, NARROW_ROW, Per, StateFormat
@@ -44,6 +45,19 @@ class Grid:
         row, column = divmod(block, self.blocks_per_row)
         return row * self.row_width + column * BLOCK
 
+    def block(self, value: int) -> int:
+        """Return the block that `value` is in."""
+        row, column = divmod(value, self.row_width)
+        return row * self.blocks_per_row + column // BLOCK
+
+    def span(self, first_block: int, stop_block: int) -> Span:
+        """Return the span of these blocks."""
+        return Span(self.start(first_block), self.start(stop_block), first_block, stop_block)
+
+    def covering(self, start: int, stop: int) -> Span:
+        """Return the shortest span that has the values [start, stop), of which there must be one."""
+        return self.span(self.block(start), self.block(stop - 1) + 1)
+
 
 def grid_of(shape: tuple[int, ...], numel: int, state_format: StateFormat) -> Grid:
     """Return the grid of a parameter of this global `shape` of which `numel` values (whole rows) are here.
@@ -57,23 +71,24 @@ def grid_of(shape: tuple[int, ...], numel: int, state_format: StateFormat) -> Gr
     return Grid(numel, width if by_rows else max(numel, 1))
 
 
+def grid_for(shape: tuple[int, ...], state_format: StateFormat) -> Grid:
+    """Return the grid of a parameter of this shape that is here whole."""
+    return grid_of(shape, math.prod(shape), state_format)
+
+
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """The part of one parameter that lies in one page.
+class Span:
+    """A run of whole blocks of one parameter.
 
     Attributes:
         start, stop: values, half open, in the parameter's row-major order.
         first_block, stop_block: blocks, half open.
-        offsets: byte offset in the page of each array of the format, in the order of `FIELDS`.
-        nbytes: bytes taken in the page, from `offsets[0]` on.
     """
 
     start: int
     stop: int
     first_block: int
     stop_block: int
-    offsets: tuple[int, ...]
-    nbytes: int
 
     @property
     def numel(self) -> int:
@@ -82,6 +97,25 @@ class Segment:
     def count(self, per: Per) -> int:
         """Return how many elements an array with one element `per` value, block or segment has here."""
         return _count(per, self.numel, self.stop_block - self.first_block)
+
+    def bounds(self, per: Per) -> tuple[int, int]:
+        """Return which elements of the parameter's array these are, half open."""
+        if per is Per.VALUE:
+            return self.start, self.stop
+        return (self.first_block, self.stop_block) if per is Per.BLOCK else (0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Span):
+    """The part of one parameter that lies in one page.
+
+    Attributes:
+        offsets: byte offset in the page of each array of the format, in the order of `FIELDS`.
+        nbytes: bytes taken in the page, from `offsets[0]` on.
+    """
+
+    offsets: tuple[int, ...]
+    nbytes: int
 
 
 def _count(per: Per, numel: int, num_blocks: int) -> int:

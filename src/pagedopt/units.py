@@ -1,4 +1,8 @@
-"""Bytes for people: `parse_bytes("4MiB") == 4194304`, `format_bytes(4194304) == "4 MiB"`."""
+"""Bytes and counts for people.
+
+`parse_bytes("4MiB") == 4194304`, `format_bytes(4194304) == "4 MiB"`;
+`parse_count("0.5B") == 500000000`, `format_count(500000000) == "0.5B"`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ import re
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _QUANTITY = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>i?b?)\s*", re.IGNORECASE)
+
+_COUNT_SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_COUNT = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<scale>[kmbt]?)\s*", re.IGNORECASE)
 
 
 def parse_bytes(quantity: int | str, *, name: str = "size") -> int:
@@ -39,3 +46,24 @@ def format_bytes(nbytes: float) -> str:
             break
         size /= 1024
     return f"{size:.4g} {unit}" if size >= 1000 else f"{size:.3g} {unit}"
+
+
+def parse_count(text: str, *, name: str = "count") -> int:
+    """Return a number of things given as text: `"8000000"`, `"8e6"`, `"8M"` or `"7B"` (billions).
+
+    Raises:
+        ValueError: it is not a count, or less than 1; the message names `name` and the value.
+    """
+    match = _COUNT.fullmatch(text)
+    count = round(float(match["number"]) * _COUNT_SCALE[match["scale"].lower()]) if match else 0
+    if count < 1:
+        raise ValueError(f'{name} must look like 8000000, "8M" or "7B", got {text!r}')
+    return count
+
+
+def format_count(count: int) -> str:
+    """Return `count` with the largest of K, M, B, T that keeps it at least 0.5, to three digits: `"0.5B"`."""
+    for letter in ("t", "b", "m", "k"):
+        if count >= _COUNT_SCALE[letter] / 2:
+            return f"{count / _COUNT_SCALE[letter]:.3g}{letter.upper()}"
+    return str(count)

@@ -1,8 +1,10 @@
 """The page-level calling convention: all that one kernel call needs to update every segment of a page.
 
-    segments   int64 [num_segments, len(Column)]    fixed when the page is laid out
+    segments   int64 [num_segments, len(Column)]    on the CPU, fixed when the page is laid out
     operands   what this step brings: parameters, gradients, and the scalars each is updated with
     frame      uint8 [page_nbytes]                  the page's state, updated in place
+
+A backend may keep what it makes of a segment table or of operands for as long as these live, by their identity.
 
 A segment names its parameter by `Column.OPERAND`, the position of that parameter in `operands`. A parameter of a
 hundred pages is one operand, so a step costs Python per parameter and not per page. A kernel passes over a segment
@@ -65,13 +67,17 @@ class Scalar(IntEnum):
     """8-bit state only: |m / denom| is held to this, 4 * (1 - beta1^t)"""
 
 
-@dataclass(frozen=True, slots=True)
-class Operands:
+class _WeaklyReferable:
+    __slots__ = ("__weakref__",)  # dataclass(weakref_slot=True) is of Python 3.11
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operands(_WeaklyReferable):
     """One step's parameters, gradients and scalars, by operand.
 
     Attributes:
-        params: flat contiguous tensors, float32, bfloat16 or float16; updated in place.
-        grads: flat contiguous tensors of the same numel and any of those dtypes; None: no update in this step.
+        params: contiguous tensors of any shape, float32, bfloat16 or float16; updated in place.
+        grads: contiguous tensors of the same numel and any of those dtypes; None: no update in this step.
         scalar_rows: row of `scalars` for each operand.
         scalars: float32 [rows, len(Scalar)], on the CPU.
         absmax: float32 [num_operands, 2], on the parameters' device. For tensor-wise 8-bit state: `Kernel.measure`

@@ -83,8 +83,8 @@ def _works(segments: Tensor, frame: Tensor, operands: Operands) -> list[_Work]:
                 operand,
                 state_format,
                 blocks,
-                operands.params[operand][base : base + numel],
-                grad[base : base + numel],
+                operands.params[operand].view(-1)[base : base + numel],
+                grad.view(-1)[base : base + numel],
                 _state(frame, state_format, blocks, row),
                 scalars[operands.scalar_rows[operand]],
             )

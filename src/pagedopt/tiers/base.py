@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from copy import copy
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+from pagedopt.errors import SpillError
+
+Home = Literal["host", "disk"]
+HOMES: tuple[Home, ...] = ("host", "disk")
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """Bytes that the pages of a tier hold: reserved, whether or not they were written yet."""
+
+    host_nbytes: int = 0
+    disk_nbytes: int = 0
 
 
 class Transfer(Protocol):
@@ -27,12 +42,42 @@ class Transfer(Protocol):
         ...
 
 
+class EndedTransfer:
+    """A transfer that ended before anybody could wait for it: a synchronous copy, or one that could not start."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: SpillError | None = None) -> None:
+        self._error = error
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        if self._error is not None:
+            raise copy(self._error)  # a copy each time: a kept exception would keep its traceback's frames alive
+
+
 class Tier(Protocol):
     """A home of pages, by page number.
 
     Laws: a page reads back as last written, or the read fails; transfers on one page happen in the order they were
-    started; a transfer starts only after those in `after` ended well, and fails if one of them failed.
+    started; a transfer starts only after those in `after` ended well, and fails if one of them failed. What goes wrong
+    with a transfer, be it at its start, is raised by its `wait` and by nothing else.
     """
+
+    @property
+    def usage(self) -> TierUsage:
+        """Bytes held now."""
+        ...
+
+    def describe(self) -> str:
+        """Return in words where pages are, how they get there, and what is missing that would make it better."""
+        ...
+
+    def home(self, page: int) -> Home:
+        """Return where a reserved `page` lives; fixed until it is released."""
+        ...
 
     def reserve(self, page: int, nbytes: int) -> None:
         """Make room for `nbytes` of `page`, so that a later write cannot run out of room.
@@ -43,7 +88,7 @@ class Tier(Protocol):
         ...
 
     def read(self, page: int, into: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
-        """Start filling `into` (uint8, contiguous) with the first `len(into)` bytes of `page`."""
+        """Start filling `into` (uint8, contiguous, as long as what was written) with `page`."""
         ...
 
     def write(self, page: int, source: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:

@@ -1,0 +1,71 @@
+# The two commands of a newcomer: `make demo` and `make test`. All of it lives in .venv and build; `make clean` ends it.
+
+PYTHON ?= python3
+TEST_PROCESSES ?= 2
+DEMO_FLAGS ?=
+QLORA_FLAGS ?=
+PYTEST_FLAGS ?=
+BENCH ?= cpu
+
+BIN := .venv/bin
+STAMPS := .venv/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+# Folders too: a file that is gone changes nothing but its folder.
+SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
+	$(shell find src csrc -not -name '*.pyc' -not -name __pycache__ 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo qlora test bench check format pins clean
+
+help:  ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (DEMO_FLAGS="--steps 50 --budget 10%")
+	$(BIN)/pagedopt demo $(DEMO_FLAGS)
+
+qlora: $(STAMPS)/hf $(STAMPS)/package  ## fine-tune an NF4 model with LoRA on paged AdamW (QLORA_FLAGS="--model ID")
+	$(BIN)/python examples/qlora_sft.py $(QLORA_FLAGS)
+
+# One thread a process: processes that share cores with more threads than cores spend their time waiting for each other.
+test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations 10 $(PYTEST_FLAGS)
+
+bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
+	$(BIN)/python -m bench $(BENCH)
+
+check: $(STAMPS)/check  ## lint, format, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+
+format: $(STAMPS)/check  ## write the format that `make check` asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins: | $(BIN)/python  ## take the newest versions of everything but torch into requirements/pins.txt
+	$(PIP) uv
+	cat $(filter-out %/pins.txt,$(wildcard requirements/*.txt)) | grep -v '^-' | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.10 --no-annotate \
+		--custom-compile-command "make pins" --output-file requirements/pins.txt
+
+clean:  ## remove everything that was made here
+	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"pagedopt needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	mkdir -p $(STAMPS)
+
+USES := $(addprefix $(STAMPS)/,build demo hf test bench check)
+$(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
+	$(PIP) -r requirements/$*.txt
+	touch $@
+
+# Not editable: what is tested and shown is what a user installs.
+$(STAMPS)/package: $(STAMPS)/build $(SOURCES)
+	$(PIP) --no-build-isolation --no-deps .
+	touch $@

@@ -1,0 +1,194 @@
+"""`inspect`: what is in a checkpoint, how large it is, how it is kept, and what is damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from pagedopt.checkpoint import manifest as manifests
+from pagedopt.checkpoint.convert import open_source
+from pagedopt.checkpoint.layout import nbytes_of
+from pagedopt.checkpoint.progress import progress
+from pagedopt.checkpoint.reading import open_checkpoint, read_manifest
+from pagedopt.errors import CheckpointError
+from pagedopt.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAs:
+    """The parameters that are kept in one way."""
+
+    format: str
+    params: int
+    values: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        kind: `pagedopt checkpoint` or `state dict of torch.save`.
+        written_by, codec: of a pagedopt checkpoint, else None.
+        steps: the least and the largest step of a parameter, None without parameters.
+        groups: for each group its hyperparameters, as text, and how many parameters it has.
+        kept: by format.
+        files: names and bytes.
+        is_verified: whether every checksum was compared.
+        damage: what is wrong, one line each; empty: nothing was found.
+    """
+
+    path: str
+    kind: str
+    written_by: str | None
+    codec: str | None
+    params: int
+    steps: tuple[float, float] | None
+    groups: list[dict[str, str]]
+    kept: list[KeptAs]
+    files: dict[str, int]
+    is_verified: bool
+    damage: list[str]
+
+
+def inspect(path: Path, *, verify: bool = True, show_progress: bool | None = None) -> Inspection:
+    """Return what is in the checkpoint folder or the state-dict file `path`.
+
+    Args:
+        path: a folder that `save` wrote, or a file of `torch.save`.
+        verify: read everything and compare every checksum; without it, only sizes and headers are compared.
+        show_progress: as for `save`.
+
+    Raises:
+        CheckpointError: there is nothing there that can be told about.
+    """
+    return _folder(path, verify, show_progress) if path.is_dir() else _file(path)
+
+
+def _folder(path: Path, verify: bool, show_progress: bool | None) -> Inspection:
+    manifest = read_manifest(path)
+    damage = list(_damage(path, show_progress) if verify else _misfits(path))
+    sizes = {name: (path / name).stat().st_size if (path / name).is_file() else 0 for name in manifest.files}
+    steps = [param.step for param in manifest.params]
+    return Inspection(
+        path=str(path),
+        kind="pagedopt checkpoint",
+        written_by=manifest.written_by,
+        codec=manifest.codec,
+        params=len(manifest.params),
+        steps=(min(steps), max(steps)) if steps else None,
+        groups=_described(manifest.groups),
+        kept=_by_format(
+            [(param.state_format.name.lower(), param.shape, nbytes_of(param)) for param in manifest.params]
+        ),
+        files={manifests.NAME: (path / manifests.NAME).stat().st_size, **sizes},
+        is_verified=verify,
+        damage=damage,
+    )
+
+
+def _misfits(path: Path) -> Iterator[str]:
+    try:
+        with open_checkpoint(path):
+            return
+    except CheckpointError as error:
+        yield str(error)
+
+
+def _damage(path: Path, show_progress: bool | None) -> Iterator[str]:
+    """Yield what is wrong; a tensor that is damaged does not hide the next."""
+    try:
+        with (
+            open_checkpoint(path) as checkpoint,
+            progress(f"reading {path}", checkpoint.nbytes, is_shown=show_progress) as advance,
+        ):
+            yield from checkpoint.damage(advance)
+    except CheckpointError as error:
+        yield str(error)
+
+
+def _file(path: Path) -> Inspection:
+    with open_source(path) as source:
+        entries = list(source.entries.values())
+    steps = [entry.step for _, entry in entries]
+    return Inspection(
+        path=str(path),
+        kind="state dict of torch.save",
+        written_by=None,
+        codec=None,
+        params=len(entries),
+        steps=(min(steps), max(steps)) if steps else None,
+        groups=_described(source.groups),
+        kept=_by_format([(entry.source, shape, 0) for shape, entry in entries]),
+        files={path.name: path.stat().st_size},
+        is_verified=False,
+        damage=[],
+    )
+
+
+def _described(groups: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            **{str(k): str(v) for k, v in group.items() if k not in ("params", "param_names")},
+            "params": str(len(group["params"])),
+        }
+        for group in groups
+    ]
+
+
+def _by_format(params: list[tuple[str, tuple[int, ...], int]]) -> list[KeptAs]:
+    kept: dict[str, KeptAs] = {}
+    for name, shape, nbytes in params:
+        before = kept.get(name, KeptAs(name, 0, 0, 0))
+        kept[name] = KeptAs(name, before.params + 1, before.values + math.prod(shape), before.nbytes + nbytes)
+    return list(kept.values())
+
+
+def as_json(found: Inspection) -> str:
+    """Return an inspection as JSON, for programs."""
+    return json.dumps(asdict(found), indent=2)
+
+
+def as_tables(found: Inspection) -> Group:
+    """Return an inspection as text for people."""
+    about = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        ("path", found.path),
+        ("kind", found.kind),
+        ("written by", found.written_by),
+        ("8-bit codec", found.codec),
+        ("parameters", str(found.params)),
+        ("steps", None if found.steps is None else _range(*found.steps)),
+        ("size", format_bytes(sum(found.files.values()))),
+        ("files", str(len(found.files))),
+    ):
+        if value is not None:
+            about.add_row(name, value)
+    kept = Table("kept as", "parameters", "values", "size", box=None, pad_edge=False)
+    for way in found.kept:
+        kept.add_row(way.format, str(way.params), f"{way.values:,}", format_bytes(way.nbytes) if way.nbytes else "")
+    groups = [
+        f"group {index}: {', '.join(f'{key}={value}' for key, value in group.items())}"
+        for index, group in enumerate(found.groups)
+    ]
+    return Group(about, "", kept, "", *groups, "", *_verdict(found))
+
+
+def _range(first: float, last: float) -> str:
+    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
+
+
+def _verdict(found: Inspection) -> list[str]:
+    if found.damage:
+        return [f"DAMAGED: {line}" for line in found.damage]
+    if found.is_verified:
+        return ["whole: every checksum was compared"]
+    return ["sizes and headers fit; checksums were not compared" if found.codec else "no checksums to compare"]

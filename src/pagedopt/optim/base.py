@@ -1,0 +1,467 @@
+"""The torch face: parameters, groups, state and checkpoints as `torch.optim.Optimizer` has them, over pages.
+
+step
+  settle          what people wrote into optimizer.state goes into the pages
+  check           every gradient, before anything changes
+  place           parameters seen for the first time get pages
+  advance, run    `optim.step`: counters and scalars, then the sweep
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from pagedopt.codecs.base import CODEC_VERSION, StateFormat
+from pagedopt.errors import PagedOptError, StateLostError
+from pagedopt.formats.recognise import recognise
+from pagedopt.kernels.select import kernel_for
+from pagedopt.optim import matching, state_dicts
+from pagedopt.optim.arguments import StateOptions, check_hyperparameters, number
+from pagedopt.optim.gradients import check_gradients
+from pagedopt.optim.parameters import Parameters
+from pagedopt.optim.parts import global_numel, local_tensor, part_of
+from pagedopt.optim.plan import Plan
+from pagedopt.optim.state import StateMap
+from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
+from pagedopt.optim.step import Step
+from pagedopt.optim.store import Record, Store
+from pagedopt.paging.config import PagingConfig
+from pagedopt.paging.pager import Pager, shared_pager
+from pagedopt.paging.stats import PagingStats
+
+_T = TypeVar("_T")
+
+
+class PagedOptimizer(torch.optim.Optimizer):
+    """AdamW whose state lives in pages. The six public classes differ in their arguments only.
+
+    Args:
+        params: parameters, (name, parameter) pairs or groups, as `torch.optim.Optimizer` takes them.
+        defaults: hyperparameters of the groups that do not have their own.
+        options: how state is kept where neither a group nor an override says otherwise.
+        pager: the pager, or the configuration of the one that all optimizers with the same configuration share.
+    """
+
+    def __init__(
+        self, params: Any, defaults: dict[str, Any], options: StateOptions, pager: Pager | PagingConfig
+    ) -> None:
+        self._build(options, pager)
+        super().__init__(params, {**defaults, "state_codec": CODEC_VERSION})
+
+    def _build(self, options: StateOptions, pager: Pager | PagingConfig) -> None:
+        self._options = options
+        self._pager_given = pager
+        self._store = Store(pager if isinstance(pager, Pager) else shared_pager(pager))
+        self._state_map = StateMap(self._store.discard, self._store.clear)
+        self._parameters = Parameters(options, self._store)
+        self._format_version = 0
+        self._is_closed = False
+
+    # -- step ---------------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    # As torch's own optimizers have it: the public torch.compiler.disable would import the compiler here.
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # noqa: SLF001
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss again and returns it; called once, with gradients enabled.
+
+        Raises:
+            TypeError, ValueError: a gradient that cannot be stepped; nothing was changed.
+            StateLostError: state was lost, or this step was interrupted between pages; reload model and state.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            params = self._parameters.all
+            grads = [param.grad for param in params]
+            check_gradients(params, grads, self._name_of)
+            if self._is_state_making_step(grads):
+                self._place_missing(params, grads)
+                return loss
+            self._place_missing(params, grads)
+            self._run(
+                [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
+            )
+        return loss
+
+    def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
+        """Update one parameter, by object or by name, with `grad` or, without one, with its own gradient.
+
+        Raises:
+            KeyError: no parameter of this name or no parameter of this optimizer.
+            TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
+        """
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            target = self._parameters.named(param) if isinstance(param, str) else param
+            if target not in self._parameters:
+                raise KeyError("this tensor is no parameter of this optimizer")
+            grad = target.grad if grad is None else grad
+            if grad is None:
+                raise ValueError(f"{self._name_of(target)} has no gradient; pass grad=")
+            check_gradients([target], [grad], self._name_of)
+            self._place_missing([target], [grad])
+            self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
+
+    def _step_tools(self, plan: Plan) -> tuple[Any, Any]:
+        return self._store.counters, kernel_for(plan.device)
+
+    def _run(self, steps: Sequence[Step]) -> None:
+        """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
+        advanced: list[Step] = []
+        try:
+            for step in steps:
+                advanced.append(step)
+                step.advance()
+            for step in steps:
+                step.run()
+        except BaseException as error:
+            updated = sum(step.pages_updated for step in steps)
+            if updated == 0:
+                for step in advanced:
+                    step.undo()
+                raise
+            self._store.lose(
+                StateLostError(
+                    f"a step ended after {updated} pages ({type(error).__name__}: {error}), so parameters and state no "
+                    "longer belong together; load both from a checkpoint, or clear optimizer.state and reload the model"
+                )
+            )
+            raise
+        self._store.refresh()
+
+    def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
+        """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
+
+        It makes state and is no step: counting it would shift every bias correction after it.
+        """
+        if self._store.records or any(number(group["lr"], "lr") != 0 for group in self.param_groups):
+            return False
+        given = [local_tensor(grad) for grad in grads if grad is not None]
+        return bool(given) and not any(bool(grad.any()) for grad in given)
+
+    # -- groups and plans ---------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; it may also have optim_bits, min_8bit_size, block_wise and percentile_clipping."""
+        if isinstance(param_group, dict):
+            checked = {**check_hyperparameters(param_group), **StateOptions.parse(param_group)}
+            bits = self._options.overlaid(checked).optim_bits
+            if bits == 8 and checked.get("amsgrad", self.defaults["amsgrad"]):
+                raise ValueError("amsgrad=True needs 32-bit state; set amsgrad=False or optim_bits=32")
+            param_group = {**param_group, **checked}
+        super().add_param_group(param_group)
+        for device in {param.device for param in self.param_groups[-1]["params"]}:
+            self._store.pager.config.check_budget(device)
+
+    def _begin(self) -> None:
+        """Bring everything that depends on parameters, groups and assigned state up to date."""
+        self._check_usable()
+        self._resolve()
+        self._store.settle()
+        self._take_in()
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise PagedOptError("this optimizer is closed; make a new one and load its state")
+        self._store.check_whole()
+
+    def _resolve(self) -> None:
+        """Learn what changed about parameters; state of those that are gone (FSDP2 replaces them) is released."""
+        for gone in self._parameters.refresh(self.param_groups):
+            del self._state_map[gone]
+        if self._parameters.version != self._format_version:
+            self._follow_formats()
+            self._format_version = self._parameters.version
+
+    def _name_of(self, param: Tensor) -> str:
+        return self._parameters.name_of(param)
+
+    # -- placement ----------------------------------------------------------------------------------------------------
+
+    def init_state(self) -> None:
+        """Make the state of every parameter that requires a gradient now, instead of at its first step.
+
+        Raises:
+            SpillError, BudgetError: there is no room.
+        """
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            for param in self._parameters.all:
+                if param.requires_grad and param not in self._store.records:
+                    self._place(param, self._format_for(param))
+
+    def _place_missing(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        if self._parameters.is_placed(params):
+            return
+        records = self._store.records
+        for param, grad in zip(params, grads, strict=True):
+            if grad is None:
+                continue
+            record = records.get(param)
+            if record is None:
+                self._place(param, self._format_for(param))
+            elif record.device != param.device or record.part.local_shape != tuple(local_tensor(param).shape):
+                self._move(param, record)
+
+    def _move(self, param: Tensor, record: Record) -> None:
+        """Bring the state of a parameter that went to another device there (`model.to(device)` keeps the object)."""
+        local = local_tensor(param)
+        made_for = record.part.local_shape
+        if made_for != tuple(local.shape):
+            raise ValueError(
+                f"{self._name_of(param)} has shape {tuple(local.shape)}, its state was made for {made_for}; "
+                "remove it from optimizer.state to start over"
+            )
+        entry = {param: self._state_map[param].snapshot()}
+        self._state_map[param] = entry[param]
+        self._take_in()
+
+    def _place(self, param: Tensor, state_format: StateFormat) -> Record:
+        part = part_of(param)
+        if part.is_distributed and self._parameters.options_of(param).percentile_clipping < 100:
+            raise ValueError(
+                f"percentile_clipping needs the norm of a whole gradient, and {self._name_of(param)} is cut over "
+                "processes; set percentile_clipping=100 and use torch.nn.utils.clip_grad_norm_"
+            )
+        record = self._store.place(param, state_format, part=part, device=param.device)
+        self._state_map.bind(param, self._store, record)
+        return record
+
+    def _format_for(self, param: Tensor) -> StateFormat:
+        """Return the format of a parameter's state: its global size decides, so the mesh that it is on does not."""
+        source, options = self._parameters.source_of(param), self._parameters.options_of(param)
+        if options.optim_bits == 32 or global_numel(param) < options.min_8bit_size:
+            return StateFormat.FLOAT32_AMSGRAD if source["amsgrad"] else StateFormat.FLOAT32
+        if source["amsgrad"]:
+            raise ValueError(f"amsgrad=True needs 32-bit state, and {self._name_of(param)} has 8-bit state")
+        return StateFormat.BLOCKWISE8 if options.block_wise else StateFormat.TENSORWISE8
+
+    def _take_in(self) -> None:
+        """Convert what was assigned to `state` into pages."""
+        entries = {
+            param: dict(self._state_map[param])
+            for param in (self._parameters.all if self._state_map.unbound else ())
+            if id(param) in self._state_map.unbound and self._state_map.get(param)
+        }
+        if not entries:
+            return
+        incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
+        state_dicts.warn_of_changes(incoming.values(), stacklevel=6)
+        for param, entry in incoming.items():
+            self._take_in_one(param, entry, entries[param])
+
+    def _take_in_one(self, param: Tensor, incoming: state_dicts.Incoming, entry: dict[str, Any]) -> None:
+        try:
+            self._write_entries({param: incoming})
+        except BaseException:
+            self._state_map[param] = entry  # to be taken in once there is room
+            raise
+
+    def _write_entries(self, incoming: dict[Tensor, state_dicts.Incoming]) -> None:
+        for param, entry in incoming.items():
+            entry.write(self._store, self._place(param, entry.state_format))
+
+    def _follow_formats(self) -> None:
+        """Convert state that a changed group or override says is to be kept in another format."""
+        for param, record in list(self._store.records.items()):
+            if self._format_for(param) is not record.state_format:
+                entry = self._state_map[param].snapshot()
+                incoming = state_dicts.check_entries({param: entry}, self._format_for, self._name_of)
+                self._store.discard(param)
+                self._take_in_one(param, incoming[param], entry)
+
+    # -- state and checkpoints ----------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> StateMap:
+        """State by parameter: dicts of step, exp_avg, exp_avg_sq and, by format, max_exp_avg_sq or the two absmax."""
+        return self._state_map
+
+    @state.setter
+    def state(self, values: Mapping[Any, Any]) -> None:
+        if values is not self._state_map:
+            taken = dict(values)
+            self._state_map.clear()
+            self._state_map.update(taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and groups as torch does: plain dicts of CPU tensors, a snapshot that shares no memory.
+
+        Tensors that together exceed the host budget are mapped files: state on disk is saved without RAM for it.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            packed: dict[str, Any] = state_dicts.pack(self._store, self._state_map, self.param_groups)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            packed = _first(post_hook(self, packed), packed)
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put state back into pages, within the budget, from wherever its tensors are.
+
+        Takes what any of these classes saved, with any page size, budget and bits, and torch's, bitsandbytes',
+        torchao's and flashoptim's. State is converted to the precision that this optimizer keeps, with one warning that
+        says so. Parameters that have names on both sides are matched by name, others by position.
+
+        Raises:
+            ValueError: the groups do not match, or an entry does not fit its parameter; nothing is changed.
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = _first(pre_hook(self, state_dict), state_dict)
+        self.replace_state(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def replace_state(
+        self,
+        state_dict: Mapping[str, Any],
+        recognise: state_dicts.Recognise = recognise,
+        verify: Callable[[], None] | None = None,
+    ) -> None:
+        """Check a state dict, then put it in the place of all state: what all ways to load share. No hook fires.
+
+        Args:
+            state_dict: its entries may be anything that `recognise` knows.
+            recognise: returns the checked entry of a parameter of a shape.
+            verify: raises if `state_dict` is damaged; called, after all other checks, if there is state to be lost.
+
+        Raises:
+            ValueError: it cannot be taken in; nothing is changed.
+            Exception: reading it or writing pages failed midway. What is here now is what a new optimizer has; if
+                there was state, then nothing can be done with this one until state is loaded or cleared.
+        """
+        with self._store.lock, torch.no_grad():
+            if self._is_closed:
+                self._check_usable()
+            match = matching.match(self.param_groups, state_dict, self.defaults)
+            before, self.param_groups = self.param_groups, match.groups
+            has_state = self._store.is_lost or any(self._state_map.values())
+            try:
+                self._resolve()
+                incoming = state_dicts.check_entries(match.entries, self._format_for, self._name_of, recognise)
+                state_dicts.warn_of_changes(incoming.values())
+                if has_state and verify is not None:
+                    verify()
+            except BaseException:
+                self.param_groups = before
+                raise
+            self._state_map.clear()
+            try:
+                self._write_entries(incoming)
+            except BaseException as error:
+                self.param_groups = before
+                self._state_map.clear()
+                if has_state:
+                    self._store.lose(
+                        StateLostError(
+                            f"loading ended midway ({type(error).__name__}: {error}) and the state before it is gone; "
+                            "load again, or clear optimizer.state"
+                        )
+                    )
+                raise
+            self._state_map.update({key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)})
+
+    @contextmanager
+    def settled(self) -> Iterator[Store]:
+        """Hold the state still while the store is read: everything assigned is in pages, and nothing steps."""
+        with self._store.lock, torch.no_grad():
+            self._begin()
+            yield self._store
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return configuration and a snapshot of the state, for pickle and deepcopy; a copy has pages of its own."""
+        self._store.settle()
+        return {
+            "defaults": self.defaults,
+            "param_groups": self.param_groups,
+            "state": [(key, entry.snapshot()) for key, entry in self._state_map.items()],
+            "options": self._options,
+            "pager": self._pager_given,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        entries, options, pager = state.pop("state"), state.pop("options"), state.pop("pager")
+        self._build(options, pager)
+        super().__setstate__(state)
+        self._state_map.update(entries)
+        with self._store.lock, torch.no_grad():
+            self._begin()
+
+    # -- the learning rate, statistics, the end -----------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group."""
+        return number(self.param_groups[0]["lr"], "lr")
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every group; a tensor lr keeps its object and takes the value."""
+        value = number(lr, "lr")
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def memory_stats(self) -> MemoryStats:
+        """Return where this optimizer's state is, in bytes and pages, and the budget it shares."""
+        return memory_stats(self._store, {p.device for group in self.param_groups for p in group["params"]})
+
+    def paging_stats(self) -> PagingStats:
+        """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled."""
+        return paging_stats(self._store)
+
+    def reset_paging_stats(self) -> None:
+        """Count from zero again."""
+        for device_pager in self._store.pager.devices().values():
+            device_pager.reset_stats()
+
+    def flush(self) -> None:
+        """Write every changed page to its home and wait until it is there.
+
+        Raises:
+            StateLostError: a page could not be written.
+        """
+        with self._store.lock:
+            self._begin()
+            for device_pager in self._store.pager.devices().values():
+                device_pager.flush()
+
+    def close(self) -> None:
+        """Give all pages, files and threads back; the optimizer cannot step any more. May be called again."""
+        with self._store.lock:
+            self._state_map.clear()
+            self._is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _first(result: _T | None, otherwise: _T) -> _T:
+    """Return what a hook returned, or what it was given and may have changed in place."""
+    return otherwise if result is None else result

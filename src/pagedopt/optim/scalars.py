@@ -1,0 +1,66 @@
+"""The numbers of a step, folded once per (source, step, scale) on the host in float64: `Scalar` is what they mean.
+
+The update is Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), as `torch.optim.AdamW` has it:
+
+    theta_t = theta_{t-1} - lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * theta_{t-1})
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pagedopt.kernels.args import Scalar
+from pagedopt.optim.arguments import betas_of, number
+from pagedopt.optim.plan import Source
+
+UPDATE_LIMIT = 4.0
+"""8-bit state: no update is larger than this times lr.
+
+Adam's first update is lr, whatever the gradient. Nearest rounding can hold a small sqrt(v) too low for as long as each
+step's growth is under half a code; without a limit the update would then grow with the gradient, without a bound.
+"""
+
+
+class ScalarTable:
+    """The rows that one step's operands share: usually one a source."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[float]] = []
+        self._row_of: dict[tuple[int, float, float], int] = {}
+
+    def row(self, source: Source, step: float, clip: float) -> int:
+        """Return the row for a parameter at `step` whose gradient is scaled by `clip`."""
+        key = (id(source), step, clip)
+        row = self._row_of.get(key)
+        if row is None:
+            row = self._row_of[key] = len(self._rows)
+            self._rows.append(_fold(source, step, clip))
+        return row
+
+    def rows(self, sources: Sequence[Source], steps: Sequence[float], clips: Sequence[float]) -> list[int]:
+        """Return the row of every operand."""
+        return [self.row(*key) for key in zip(sources, steps, clips, strict=True)]
+
+    def tensor(self) -> Tensor:
+        """Return the table, float32 [rows, len(Scalar)], on the CPU."""
+        return torch.tensor(self._rows, dtype=torch.float32, device="cpu").view(-1, len(Scalar))
+
+
+def _fold(source: Source, step: float, clip: float) -> list[float]:
+    lr = number(source["lr"], "lr")
+    beta1, beta2 = (float(beta) for beta in betas_of(source["betas"]))
+    eps, weight_decay = number(source["eps"], "eps"), number(source["weight_decay"], "weight_decay")
+    correction1, correction2 = 1.0 - beta1**step, 1.0 - beta2**step
+    row = [0.0] * len(Scalar)
+    row[Scalar.BETA1], row[Scalar.ONE_MINUS_BETA1] = beta1, 1.0 - beta1
+    row[Scalar.BETA2], row[Scalar.ONE_MINUS_BETA2] = beta2, 1.0 - beta2
+    row[Scalar.EPS], row[Scalar.DECAY] = eps, 1.0 - lr * weight_decay
+    row[Scalar.STEP_SIZE] = lr / correction1
+    row[Scalar.DENOM_SCALE] = 1.0 / math.sqrt(correction2)
+    row[Scalar.GRAD_SCALE] = -clip if source["maximize"] else clip
+    row[Scalar.UPDATE_LIMIT] = UPDATE_LIMIT * correction1
+    return row

@@ -1,0 +1,136 @@
+"""One step of the parameters of one plan: what is advanced first, and the sweep that updates page by page."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from pagedopt.kernels.args import Kernel, Operands, new_absmax
+from pagedopt.layout import Segment
+from pagedopt.optim.clipping import clip_scale
+from pagedopt.optim.counters import Slots, StepCounters
+from pagedopt.optim.parts import local_gradient, local_tensor
+from pagedopt.optim.plan import Plan, segment_row
+from pagedopt.optim.scalars import ScalarTable
+from pagedopt.optim.strided import gather, scatter
+from pagedopt.paging.sweep import sweep
+
+
+class Step:
+    """One step of the operands of `plan` that have a gradient."""
+
+    def __init__(self, plan: Plan, grads: list[Tensor | None], counters: StepCounters, kernel: Kernel) -> None:
+        self._plan = plan
+        self._kernel = kernel
+        self._counters = counters
+        self._params, self._grads = plan.params, grads
+        if plan.is_distributed:
+            self._params = [local_tensor(param) for param in plan.params]
+            self._grads = [
+                grad if grad is None else local_gradient(p, grad) for p, grad in zip(plan.params, grads, strict=True)
+            ]
+        self._stepped = [operand for operand, grad in enumerate(grads) if grad is not None]
+        all_step = len(self._stepped) == len(grads)
+        self._slots = plan.slots if all_step else Slots([plan.records[operand].slot for operand in self._stepped])
+        self._is_live = [grad is not None and grad.numel() > 0 for grad in self._grads]
+        self._strided = self._find_strided()
+        self._gnorms_before: dict[int, Tensor | None] = {}
+        self.pages_updated = 0
+
+    def _find_strided(self) -> dict[int, Tensor]:
+        """Return the gradients of the operands that a kernel cannot take as flat memory."""
+        return {
+            operand: grad
+            for operand, grad in enumerate(self._grads)
+            if grad is not None and not (grad.is_contiguous() and self._params[operand].is_contiguous())
+        }
+
+    def advance(self) -> None:
+        """Count the step of every live operand and fold this step's scalars."""
+        plan = self._plan
+        self._counters.add(self._slots, 1)
+        table = ScalarTable()
+        rows = self._scalar_rows(table, self._counters.values(self._slots))
+        grads = self._grads
+        if self._strided:
+            grads = [None if operand in self._strided else grad for operand, grad in enumerate(grads)]
+        absmax = new_absmax(len(self._params) if plan.tensorwise else 0, plan.device)
+        self._operands = Operands(self._params, grads, rows, table.tensor(), absmax)
+
+    def _scalar_rows(self, table: ScalarTable, steps: list[float]) -> list[int]:
+        """Return the row of every operand; those of operands that are not stepped are never read."""
+        plan = self._plan
+        if not plan.is_clipped and len(set(steps)) == 1:  # the usual step: one row a source
+            row_of = [table.row(source, steps[0], 1.0) for source in plan.distinct_sources]
+            return [row_of[source] for source in plan.source_of]
+        rows = [0] * len(self._params)
+        for operand, step in zip(self._stepped, steps, strict=True):
+            rows[operand] = table.row(plan.sources[operand], step, self._clip(operand, int(step)))
+        return rows
+
+    def _clip(self, operand: int, step: int) -> float:
+        percentile, grad = self._plan.clippings[operand], self._grads[operand]
+        if percentile >= 100 or grad is None:
+            return 1.0
+        record = self._plan.records[operand]
+        before = record.gnorm_history
+        self._gnorms_before[operand] = None if before is None else before.clone()
+        return clip_scale(record, self._kernel.squared_norm(grad).item(), step, percentile)
+
+    def undo(self) -> None:
+        """Take `advance` back, for a step that ended before it updated a page."""
+        self._counters.add(self._slots, -1)
+        for operand, before in self._gnorms_before.items():
+            self._plan.records[operand].gnorm_history = before
+
+    def run(self) -> None:
+        """Update every live page."""
+        plan = self._plan
+        measured = plan.live_pages(plan.tensorwise, self._is_live)
+        with closing(sweep(plan.pager, measured, dirty=False)) as pages:
+            for page, frame in pages:
+                self._measure(page, frame)
+        with closing(sweep(plan.pager, plan.live_pages(plan.pages, self._is_live))) as pages:
+            for page, frame in pages:
+                self.pages_updated += 1
+                self._update(page, frame)
+        self._mark_changed()
+
+    def _mark_changed(self) -> None:
+        """Tell autograd what kernels changed through addresses; inference tensors have nothing to tell."""
+        for params in (self._params, self._plan.params) if self._plan.is_distributed else (self._params,):
+            changed = params if len(self._stepped) == len(params) else [params[operand] for operand in self._stepped]
+            torch.autograd.graph.increment_version(changed)
+
+    def _measure(self, page: int, frame: Tensor) -> None:
+        self._kernel.measure(self._plan.tables[page], frame, self._operands)
+        for operand, segment in self._strided_segments(page):
+            row, operands = self._staged(operand, segment)
+            self._kernel.measure(row, frame, operands)
+
+    def _update(self, page: int, frame: Tensor) -> None:
+        self._kernel.update(self._plan.tables[page], frame, self._operands)
+        for operand, segment in self._strided_segments(page):
+            row, operands = self._staged(operand, segment)
+            self._kernel.update(row, frame, operands)
+            scatter(operands.params[0], self._params[operand], segment.start)
+
+    def _strided_segments(self, page: int) -> list[tuple[int, Segment]]:
+        if not self._strided:
+            return []
+        return [inside for inside in self._plan.segments[page] if inside[0] in self._strided]
+
+    def _staged(self, operand: int, segment: Segment) -> tuple[Tensor, Operands]:
+        """Return the segment with contiguous copies of its values: memory of a page, whatever the parameter's size."""
+        operands = self._operands
+        staged = Operands(
+            [gather(self._params[operand], segment.start, segment.stop)],
+            [gather(self._strided[operand], segment.start, segment.stop)],
+            [operands.scalar_rows[operand]],
+            operands.scalars,
+            operands.absmax[operand : operand + 1],
+        )
+        row = segment_row(0, self._plan.records[operand], segment, base=0)
+        return torch.tensor([row], dtype=torch.int64, device="cpu"), staged

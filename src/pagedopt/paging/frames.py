@@ -1,0 +1,86 @@
+"""Page-sized buffers in the memory that updates run in. The budget is their number, so it cannot be exceeded.
+
+A frame is charged before it is allocated: `grow` takes the right to one more, `take` allocates it at first need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pagedopt.paging.budget import Ledger
+from pagedopt.tiers.base import Transfer
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """A buffer of one page.
+
+    Attributes:
+        buffer: uint8 [page_nbytes] on the pager's device.
+        pending: the write that still reads the buffer for the page that was in it before; what comes next follows it.
+    """
+
+    buffer: Tensor
+    pending: Transfer | None = None
+
+
+class FramePool:
+    """The frames of one device pager.
+
+    Args:
+        page_nbytes: bytes of a frame.
+        allocate: makes a buffer, uint8 [page_nbytes].
+        ledger: what frames are charged to.
+    """
+
+    def __init__(self, page_nbytes: int, allocate: Callable[[int], Tensor], ledger: Ledger) -> None:
+        self._page_nbytes = page_nbytes
+        self._allocate = allocate
+        self._ledger = ledger
+        self._idle: list[Frame] = []
+        self.num_charged = 0
+        self.num_allocated = 0
+
+    @property
+    def budget_nbytes(self) -> int | None:
+        """The most bytes that frames can take; None: unlimited, or automatic and not yet measured."""
+        return self._ledger.known_limit
+
+    @property
+    def num_available(self) -> int:
+        """Frames that `take` can give without anything leaving."""
+        return len(self._idle) + self.num_charged - self.num_allocated
+
+    def grow(self) -> bool:
+        """Charge one more frame; return False if the budget has no room for it."""
+        if not self._ledger.charge(self._page_nbytes):
+            return False
+        self.num_charged += 1
+        return True
+
+    def shrink(self) -> None:
+        """Give one frame that is not in use back to the budget."""
+        assert self.num_available, "no frame is idle"
+        if self.num_allocated == self.num_charged:
+            self._idle.pop()
+            self.num_allocated -= 1
+        self.num_charged -= 1
+        self._ledger.refund(self._page_nbytes)
+
+    def take(self) -> Frame | None:
+        """Return a frame with arbitrary bytes and nothing pending, None if all are in use."""
+        if self._idle:
+            return self._idle.pop()
+        if self.num_allocated == self.num_charged:
+            return None
+        frame = Frame(self._allocate(self._page_nbytes))
+        self.num_allocated += 1
+        return frame
+
+    def give(self, frame: Frame) -> None:
+        """Take back a frame that no page and no transfer uses."""
+        frame.pending = None
+        self._idle.append(frame)

@@ -1,0 +1,92 @@
+"""What paging did: counters inside, an immutable snapshot outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pagedopt.tiers.base import HOMES, Home
+
+
+@dataclass(frozen=True, slots=True)
+class PagingStats:
+    """Counts since the pager was made or its stats were reset.
+
+    Attributes:
+        faults: pins that found their page in no frame.
+        hits: pins that found it in a frame, or on its way there.
+        prefetches: reads started ahead of a pin.
+        evictions: pages whose frame was given to another.
+        bytes_read, bytes_written: bytes asked of each tier, by `"host"` and `"disk"`.
+        stalled_seconds: time that pins and flushes spent waiting for transfers.
+    """
+
+    faults: int = 0
+    hits: int = 0
+    prefetches: int = 0
+    evictions: int = 0
+    bytes_read: Mapping[Home, int] = field(default_factory=lambda: MappingProxyType(dict.fromkeys(HOMES, 0)))
+    bytes_written: Mapping[Home, int] = field(default_factory=lambda: MappingProxyType(dict.fromkeys(HOMES, 0)))
+    stalled_seconds: float = 0.0
+
+    def __add__(self, other: PagingStats) -> PagingStats:
+        """Return the sum, as of the pagers of several devices."""
+        return PagingStats(
+            self.faults + other.faults,
+            self.hits + other.hits,
+            self.prefetches + other.prefetches,
+            self.evictions + other.evictions,
+            _sum(self.bytes_read, other.bytes_read),
+            _sum(self.bytes_written, other.bytes_written),
+            self.stalled_seconds + other.stalled_seconds,
+        )
+
+
+def _sum(left: Mapping[Home, int], right: Mapping[Home, int]) -> Mapping[Home, int]:
+    return MappingProxyType({home: left[home] + right[home] for home in HOMES})
+
+
+@dataclass(frozen=True, slots=True)
+class PagingMemory:
+    """Where the pages are now.
+
+    Attributes:
+        num_pages: pages that exist; num_resident: those whose bytes are in a frame.
+        frame_nbytes: bytes of all frames that exist, whether or not a page is in them.
+        host_nbytes, disk_nbytes: bytes that pages hold in each tier.
+        budget_nbytes: the most that `frame_nbytes` can become; None: unlimited.
+    """
+
+    num_pages: int = 0
+    num_resident: int = 0
+    frame_nbytes: int = 0
+    host_nbytes: int = 0
+    disk_nbytes: int = 0
+    budget_nbytes: int | None = None
+
+
+class Counters:
+    """The mutable side of `PagingStats`."""
+
+    __slots__ = ("bytes_read", "bytes_written", "evictions", "faults", "hits", "prefetches", "stalled_seconds")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.faults = self.hits = self.prefetches = self.evictions = 0
+        self.bytes_read: dict[Home, int] = dict.fromkeys(HOMES, 0)
+        self.bytes_written: dict[Home, int] = dict.fromkeys(HOMES, 0)
+        self.stalled_seconds = 0.0
+
+    def snapshot(self) -> PagingStats:
+        return PagingStats(
+            self.faults,
+            self.hits,
+            self.prefetches,
+            self.evictions,
+            MappingProxyType(dict(self.bytes_read)),
+            MappingProxyType(dict(self.bytes_written)),
+            self.stalled_seconds,
+        )

@@ -1,0 +1,82 @@
+"""What the papers promise is there: the commands, the table, the pins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pagedopt
+from pagedopt import cli
+
+ROOT = Path(__file__).parent.parent
+PIN = re.compile(r"(?P<name>[a-z0-9-]+)==[^ ;]+( ; .+)?")
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*## ", _read("Makefile"), flags=re.MULTILINE))
+
+
+def _names(requirements: str) -> set[str]:
+    """Return the packages that a requirements file names itself."""
+    lines = _read(f"requirements/{requirements}").splitlines()
+    return {re.split(r"[=<>;\[ ]", line)[0].lower() for line in lines if line and line[0] not in "#-"}
+
+
+@pytest.mark.parametrize("paper", ["README.md", "CONTRIBUTING.md", ".ci/run"])
+def test_every_make_command_in_a_paper_exists(paper: str) -> None:
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", _read(paper), flags=re.MULTILINE))
+
+    assert named
+    assert named <= _targets()
+
+
+def test_the_memory_table_of_the_readme_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    block = re.search(r"<!-- pagedopt (memory [^>]*?) -->\n\n(.*?)\n<!-- end -->", _read("README.md"), flags=re.DOTALL)
+    assert block is not None
+
+    with pytest.raises(SystemExit):
+        cli.main(block[1].split())
+
+    assert capsys.readouterr().out == block[2]
+
+
+def test_the_two_lines_of_the_readme_make_an_optimizer() -> None:
+    block = re.search(r"```diff\n(.*?)```", _read("README.md"), flags=re.DOTALL)
+    assert block is not None
+    names: dict[str, object] = {"model": torch.nn.Linear(4, 4)}
+
+    exec("\n".join(line[1:] for line in block[1].splitlines() if line.startswith("+")), names)
+
+    assert type(names["optimizer"]) is pagedopt.PagedAdamW8bit
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len(_read("README.md").splitlines()) <= 70
+
+
+def test_everything_that_is_installed_is_pinned_exactly_and_in_one_place() -> None:
+    lines = [line for line in _read("requirements/pins.txt").splitlines() if line and not line.startswith("#")]
+    pinned = {match["name"] for line in lines if (match := PIN.fullmatch(line))}
+    used = {path.name for path in (ROOT / "requirements").glob("*.txt")} - {"pins.txt"}
+
+    assert [line for line in lines if not PIN.fullmatch(line)] == []
+    assert used >= {"build.txt", "run.txt", "demo.txt", "test.txt", "check.txt"}
+    for requirements in used:
+        text = _read(f"requirements/{requirements}")
+        assert _names(requirements) <= pinned
+        assert "-c pins.txt" in text or "-r run.txt" in text or "-r demo.txt" in text
+        assert set(re.findall(r"^[^;#\n]*==[^;\n]*", text, flags=re.MULTILINE)) <= {"torch==2.13.0"}
+
+
+def test_what_the_package_depends_on_is_what_is_installed_for_it() -> None:
+    declared = re.search(r"^dependencies = \[(.*)\]$", _read("pyproject.toml"), flags=re.MULTILINE)
+    assert declared is not None
+
+    assert {re.split("[><=]", name)[0] for name in re.findall(r'"(.*?)"', declared[1])} == _names("run.txt")
