@@ -19,27 +19,25 @@ constexpr int kGroup = 4 * Vec::kLanes;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Decoder {
-  explicit Decoder(const Codebook& book) : bias(Vec::Set(book.bias)), edge(book.edge), step(book.step) {}
-
-  F Size(I code) const {
-    const F y = Vec::Add(Vec::ToFloat(code), bias);
-    const I exponent = Vec::Exponent(y);
-    return Vec::Fma(Vec::Sub(y, Vec::PowerOfTwoBelow(y)), step[exponent], edge[exponent]);
-  }
+  explicit Decoder(const Codebook& book) : bias(Vec::Set(book.bias)), step(book.step), base(book.base) {}
 
   F Value(const int8_t* p) const {
     const I code = Vec::LoadCodes(p);
     return Vec::NegateWhere(code, Size(Vec::AbsInt(code)));
   }
 
-  F Value(const uint8_t* p) const {
-    const I code = Vec::LoadCodes(p);
-    if constexpr (Vec::kLookup == 16) return Size(code);
-    return Vec::OrZero(Vec::NotZero(code), Size(code));  // 0 and 255 look up the same entry of 8
+  F Value(const uint8_t* p) const { return Size(Vec::LoadCodes(p)); }
+
+  F Size(I code) const {
+    const F y = Vec::Add(Vec::ToFloat(code), bias);
+    const I exponent = Vec::Exponent(y);
+    const F size = Vec::Fma(y, step[exponent], base[exponent]);
+    if constexpr (Vec::kLookup == 16) return size;
+    return Vec::OrZero(Vec::NotZero(code), size);  // of 8 entries, 0 and 1 share one
   }
 
   F bias;
-  Vec::Table edge, step;
+  Vec::Table step, base;
 };
 
 struct Encoder {

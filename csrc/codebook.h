@@ -1,8 +1,5 @@
-// The constants of the 8-bit dynamic codebooks, by the same quotients of whole numbers as codecs/codebook.py.
-//
-// Both directions are arithmetic. A value is the first edge of its decade plus a number of steps, and a code plus a half
-// (signed) or three halves (unsigned), as a float, has its decade for exponent and its steps for mantissa. Tables are
-// looked up by the low bits of that exponent, or by the shift that turns a mantissa into a code.
+// The 8-bit dynamic codebooks: the constants of codecs/codebook.py, which says how they are used, laid out for lookups by
+// the low bits of a float's exponent or by the shift that makes a mantissa a code.
 
 #pragma once
 
@@ -27,10 +24,10 @@ static inline float Floored(float absmax) {
 }
 
 struct Codebook {
-  // Decode: |value| = edge[e] + step[e] * (y - 2^e) where y = code + bias and e is its exponent.
+  // Decode: |value| = step[e] * y + base[e], rounded once, where y = code + bias and e is its exponent.
   float bias;
-  alignas(64) float edge[kTable];
   alignas(64) float step[kTable];
+  alignas(64) float base[kTable];
 
   // Encode: the piece of x is how many of `threshold` are at most x; its shift is `first_shift` - piece.
   float threshold[kNumPieces - 1];
@@ -41,6 +38,13 @@ struct Codebook {
   alignas(64) float binade_threshold[32];
   alignas(64) int32_t binade_shift[32];
 };
+
+constexpr float kSteps[2][kNumDecades] = {
+    {4.5e-07f, 2.2499999e-06f, 1.125e-05f, 5.625e-05f, 0.00028125f, 0.00140625f, 0.00703125f},
+    {8.999999e-07f, 4.4999997e-06f, 2.25e-05f, 0.0001125f, 0.00056250003f, 0.0028125f, 0.0140625f}};
+constexpr float kBases[2][kNumDecades] = {
+    {-6.4091796e-07f, -7.204589e-06f, -7.602295e-05f, -0.00078011473f, -0.007900573f, -0.07950287f, -0.7975143f},
+    {-9.265624e-07f, -8.632812e-06f, -8.3164065e-05f, -0.0008158203f, -0.008079102f, -0.08039551f, -0.8019775f}};
 
 constexpr double PowerOfTen(int exponent) {
   double power = 1;
@@ -55,23 +59,26 @@ constexpr double PowerOfTwo(int exponent) {
   return power;
 }
 
+// The value of a code (plus one if unsigned) in its decade.
+constexpr float ValueOf(bool is_signed, int decade, double code) {
+  const double bias = is_signed ? 41.0 / 64 : 75.0 / 512;
+  return static_cast<float>(double(kSteps[is_signed][decade]) * (code + bias) + double(kBases[is_signed][decade]));
+}
+
 constexpr Codebook MakeCodebook(bool is_signed) {
   Codebook book{};
   const int log_first = is_signed ? 0 : 1;  // the first decade has 2^log_first values
-  book.bias = is_signed ? 0.5f : 1.5f;
+  book.bias = is_signed ? 41.0f / 64 : 1 + 75.0f / 512;
   book.first_shift = 23 - log_first;
 
   const int bias_exponent = 127;
   for (int decade = 0; decade < kNumDecades; ++decade) {
-    const double n = PowerOfTwo(log_first + decade), power = PowerOfTen(6 - decade);
     const int entry = (bias_exponent + log_first + decade) % kTable;
-    book.edge[entry] = book.edge[entry % 8] = static_cast<float>(1 / (10 * power));
-    book.step[entry] = book.step[entry % 8] = static_cast<float>(9 / (10 * n * power));
+    book.step[entry] = book.step[entry % 8] = kSteps[is_signed][decade];
+    book.base[entry] = book.base[entry % 8] = kBases[is_signed][decade];
   }
-  // The code of 1 is 1/2 a step above its power of two; the signed one is -128, hence -1 before its sign. The signed
-  // zero is no step above its own, so that it may share that entry. The unsigned zero has the zeros of entry 15.
-  const int one = (bias_exponent + log_first + kNumDecades) % kTable;
-  book.step[one] = is_signed ? -2.0f : 2.0f;
+  // What has the code -128 is 1, hence -1 before its sign. Zero finds zeros, or in 8 entries what is then masked.
+  book.base[(bias_exponent + log_first + kNumDecades) % kTable] = is_signed ? -1.0f : 1.0f;
 
   for (int piece = 0; piece < kNumPieces; ++piece) {
     const double slope = piece < kNumDecades ? 10 * PowerOfTen(6 - piece) / 9 : 0.1125;
@@ -81,13 +88,10 @@ constexpr Codebook MakeCodebook(bool is_signed) {
   }
 
   for (int piece = 1; piece < kNumPieces; ++piece) {  // midway from the last value of piece - 1 to the first of piece
-    const int below = (bias_exponent + log_first + piece - 1) % kTable, above = (below + 1) % kTable;
-    const float n = static_cast<float>(PowerOfTwo(log_first + piece - 1));
-    const float last = static_cast<float>(double(book.edge[below]) + (n - 0.5) * double(book.step[below]));
-    const float first = piece == kNumDecades
-                            ? 1.0f
-                            : static_cast<float>(double(book.edge[above]) + 0.5 * double(book.step[above]));
-    book.threshold[piece - 1] = static_cast<float>((double(last) + double(first)) / 2);
+    const double first = PowerOfTwo(log_first + piece);  // its code, plus one if unsigned
+    const float low = ValueOf(is_signed, piece - 1, first - 1);
+    const float high = piece == kNumDecades ? 1.0f : ValueOf(is_signed, piece, first);
+    book.threshold[piece - 1] = static_cast<float>((double(low) + double(high)) / 2);
   }
 
   for (int exponent = bias_exponent - 31; exponent <= bias_exponent; ++exponent) {

@@ -63,7 +63,6 @@ struct Vec {
   static I OrZero(M m, I a) { return _mm256_and_si256(AsInt(m), a); }
 
   static F ToFloat(I a) { return _mm256_cvtepi32_ps(a); }
-  static F PowerOfTwoBelow(F a) { return _mm256_and_ps(a, AsFloat(_mm256_set1_epi32(0xff800000))); }
   static I Exponent(F a) { return _mm256_srli_epi32(AsInt(a), 23); }
   static I Mantissa24(F a, I shift) {
     return _mm256_srlv_epi32(_mm256_and_si256(AsInt(a), _mm256_set1_epi32(0xffffff)), shift);

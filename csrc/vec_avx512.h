@@ -29,7 +29,9 @@ struct Vec {
     const M odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     I rounded = _mm512_add_epi32(bits, _mm512_mask_mov_epi32(_mm512_set1_epi32(0x7fff), odd, _mm512_set1_epi32(0x8000)));
     rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-    Store16(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    const I high_halves = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  //
+                                           31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    Store16(p, _mm512_castsi512_si256(_mm512_permutexvar_epi16(high_halves, rounded)));
   }
   static void Store(Float16* p, F x) { Store16(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 
@@ -61,7 +63,6 @@ struct Vec {
   static I OrZero(M m, I a) { return _mm512_maskz_mov_epi32(m, a); }
 
   static F ToFloat(I a) { return _mm512_cvtepi32_ps(a); }
-  static F PowerOfTwoBelow(F a) { return _mm512_and_ps(a, _mm512_castsi512_ps(_mm512_set1_epi32(0xff800000))); }
   static I Exponent(F a) { return _mm512_srli_epi32(_mm512_castps_si512(a), 23); }
   static I Mantissa24(F a, I shift) {
     return _mm512_srlv_epi32(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0xffffff)), shift);

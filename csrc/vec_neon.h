@@ -63,7 +63,6 @@ struct Vec {
   static I OrZero(M m, I a) { return vandq_s32(vreinterpretq_s32_u32(m), a); }
 
   static F ToFloat(I a) { return vcvtq_f32_s32(a); }
-  static F PowerOfTwoBelow(F a) { return vreinterpretq_f32_u32(vandq_u32(AsBits(a), vdupq_n_u32(0xff800000))); }
   static I Exponent(F a) { return vreinterpretq_s32_u32(vshrq_n_u32(AsBits(a), 23)); }
   static I Mantissa24(F a, I shift) {
     return vshlq_s32(vreinterpretq_s32_u32(vandq_u32(AsBits(a), vdupq_n_u32(0xffffff))), vnegq_s32(shift));

@@ -51,7 +51,7 @@ struct Vec {
   static F Mul(F a, F b) { return a * b; }
   static F Div(F a, F b) { return a / b; }
   static F Sqrt(F a) { return std::sqrt(a); }
-  // a * b + c where float64 holds it exactly, as it does when a codebook is decoded; so it is rounded once.
+  // Rounded once, for float64 holds the sum of a codebook's step and base exactly.
   static F Fma(F a, F b, F c) { return static_cast<float>(double(a) * double(b) + double(c)); }
   static F Min(F a, F b) { return a < b ? a : b; }
   static F Max(F a, F b) { return a > b ? a : b; }
@@ -75,7 +75,6 @@ struct Vec {
 
   static I AsInt(F a) { return static_cast<I>(BitsOf(a)); }
   static F ToFloat(I a) { return static_cast<float>(a); }
-  static F PowerOfTwoBelow(F a) { return FloatOf(BitsOf(a) & 0xff800000); }
   static I Exponent(F a) { return static_cast<I>(BitsOf(a) >> 23); }
   static I Mantissa24(F a, I shift) { return (AsInt(a) & 0xffffff) >> shift; }
   static I AbsInt(I a) { return a < 0 ? -a : a; }

@@ -12,10 +12,17 @@ Quantization", 2022). Sorted positions of the signed ones, less 127 and wrapped 
 zero, 1..127 and -1..-127 are mirror images, and -128, where 128 wraps to, is +1. There is no -1. Unsigned codes are
 sorted positions. In both the zero byte is zero.
 
-Because a decade is linear, decoding and encoding are arithmetic, and every backend does the same float32 arithmetic,
-so they all give the same bits. A value is the float32 edge of its decade, 10^(i-7), plus k + 1/2 float32 steps,
-rounded once (a fused multiply-add); that is within one ulp of the formula. For a code, `piece` is how many `thresholds`
-are at most x; then, with a rounded product and a rounded sum,
+Because a decade is linear, decoding and encoding are arithmetic, and every backend does the same float32 arithmetic, so
+they all give the same bits.
+
+Decode: the value of a code (signed: of its size) in decade i is a fused multiply-add, which rounds once:
+
+    value = step[i] * (code + BIAS) + base[i]
+
+code + BIAS passes a power of two where a decade begins, so its exponent tells i. The constants were searched for: with
+them every value is within one ulp of the formula.
+
+Encode: `piece` is how many of `thresholds` are at most x = |moment| / absmax; then, each operation rounded,
 
     position = min(max(x, SMALLEST) * slope[piece] + OFFSET, BELOW_TWO)      1 .. 2 from end to end of the piece
     code     = int(position * count[piece]) - (0 if signed else 1)
@@ -41,6 +48,17 @@ SMALLEST = 2.0**-22
 
 OFFSET = 8 / 9
 BELOW_TWO = 2 - 2.0**-23
+
+_BIAS = {True: 41 / 64, False: 1 + 75 / 512}
+_STEP = {
+    True: (8.999999e-07, 4.4999997e-06, 2.25e-05, 0.0001125, 0.00056250003, 0.0028125, 0.0140625),
+    False: (4.5e-07, 2.2499999e-06, 1.125e-05, 5.625e-05, 0.00028125, 0.00140625, 0.00703125),
+}
+_BASE = {
+    True: (-9.265624e-07, -8.632812e-06, -8.3164065e-05, -0.0008158203, -0.008079102, -0.08039551, -0.8019775),
+    False: (-6.4091796e-07, -7.204589e-06, -7.602295e-05, -0.00078011473, -0.007900573, -0.07950287, -0.7975143),
+}
+"""By `signed`. Each number is the shortest decimal of a float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +92,13 @@ def pieces(*, signed: bool, device: torch.device | None = None) -> Pieces:
 
 
 def _positive_values(signed: bool) -> list[float]:
-    """Return the values above zero in rising order, 1 last. Each is exact in float64, to be rounded once."""
+    """Return the values above zero in rising order, 1 last."""
     values = []
     for decade in range(NUM_DECADES):
-        n, power = _count(decade, signed), 10 ** (6 - decade)
-        edge, step = _float32(1 / (10 * power)), _float32(9 / (10 * n * power))
-        values += [_float32(edge + step * (k + 0.5)) for k in range(n)]
+        step, base = _float32(_STEP[signed][decade]), _float32(_BASE[signed][decade])
+        n = _count(decade, signed)
+        first = n if signed else n - 1
+        values += [_float32(step * (code + _BIAS[signed]) + base) for code in range(first, first + n)]
     return [*values, 1.0]
 
 
