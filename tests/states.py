@@ -37,7 +37,9 @@ def contents(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return all that a checkpoint must bring back: groups, and the state by name."""
     packed = optimizer.state_dict()
     groups = copy.deepcopy(packed["param_groups"])
-    names = {number: name for group in groups for number, name in zip(group["params"], group["param_names"])}
+    names = {
+        number: name for group in groups for number, name in zip(group["params"], group["param_names"], strict=True)
+    }
     return {"groups": groups, "state": {names[number]: entry for number, entry in packed["state"].items()}}
 
 

@@ -105,9 +105,7 @@ def test_the_same_format_is_copied_and_not_converted() -> None:
         3: torch.rand(6),
     }
     copy = arrays_of(recoded(Kept.in_memory(state_format, grid, arrays), state_format, shape))
-    assert all(
-        torch.equal(ours.view(torch.uint8), arrays[index].view(torch.uint8)) for index, ours in enumerate(copy)
-    )
+    assert all(torch.equal(ours.view(torch.uint8), arrays[index].view(torch.uint8)) for index, ours in enumerate(copy))
 
 
 def test_a_maximum_that_was_not_kept_starts_at_the_second_moment() -> None:

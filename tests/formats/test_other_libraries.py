@@ -235,7 +235,9 @@ def damages() -> list[tuple[str, str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "key", "value"), damages(), ids=lambda x: x if isinstance(x, str) else type(x).__name__)
+@pytest.mark.parametrize(
+    ("name", "key", "value"), damages(), ids=lambda x: x if isinstance(x, str) else type(x).__name__
+)
 def test_an_entry_that_is_not_whole_is_refused_by_name_and_nothing_changes(name: str, key: str, value: Any) -> None:
     entry = dict(entries()[name])
     inner = entry[WRAPPER] = dict(entry[WRAPPER]) if WRAPPER in entry and key != "step" else entry
