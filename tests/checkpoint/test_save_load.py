@@ -210,10 +210,9 @@ def test_precision_is_what_the_class_that_loads_says_and_said_once(saves: str, l
     optimizer = optimizer_of(saves)
     pagedopt.save(optimizer, tmp_path)
     from_file, from_dict = like(optimizer, loads), like(optimizer, loads)
-    with pytest.warns(UserWarning, match="as this optimizer.s class says") as said:
+    with pytest.warns(UserWarning, match="as this optimizer's class says") as said:
         pagedopt.load(from_file, tmp_path)
     assert len(said) == 1
-    assert "as this optimizer's class says" in str(said[0].message)
     assert said[0].filename == __file__
     with pytest.warns(UserWarning, match="as this optimizer's class says") as said:
         from_dict.load_state_dict(optimizer.state_dict())

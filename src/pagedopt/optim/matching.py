@@ -65,17 +65,19 @@ def _params(groups: Sequence[Group]) -> list[Any]:
 def _merged(ours: Group, theirs: Group, defaults: Mapping[str, Any]) -> Group:
     codec = theirs.get("state_codec", CODEC_VERSION)
     if codec != CODEC_VERSION:
-        raise CheckpointError(f"8-bit state of codec {codec!r} cannot be read; this version reads {CODEC_VERSION!r}")
+        raise CheckpointError(f"the saved 8-bit state is of codec {codec!r:.80}; this version reads {CODEC_VERSION!r}")
     merged = {**defaults, **deepcopy({key: value for key, value in theirs.items() if key != "params"})}
-    merged.update(check_hyperparameters(merged))
     for key in (*_KEPT_BY_THE_CLASS, "param_names"):
         saved = merged.pop(key, None)
         if key in ours:
             merged[key] = ours[key]
         elif key == "param_names" and saved is not None:
             merged[key] = saved
-    merged.update(StateOptions.parse(merged))
-    return {**merged, "params": ours["params"]}
+    try:
+        checked = {**check_hyperparameters(merged), **StateOptions.parse(merged)}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"a saved group cannot be taken over: {error}") from error
+    return {**merged, **checked, "params": ours["params"]}
 
 
 def _in_our_order(groups: list[Group], saved: list[Group]) -> list[Group]:

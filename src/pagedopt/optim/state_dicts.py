@@ -106,9 +106,10 @@ def check_entries(
         part = part_of(param)
         try:
             read = recognise(_part_here(entry, part), part.local_shape)
-        except CheckpointError as error:
+            state_format = format_for(param)
+        except ValueError as error:
             raise CheckpointError(f"the state of {name_of(param)} cannot be loaded: {error}") from error
-        incoming[param] = Incoming(read, format_for(param), part, name_of(param))
+        incoming[param] = Incoming(read, state_format, part, name_of(param))
     return incoming
 
 
