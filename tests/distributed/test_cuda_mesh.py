@@ -1,4 +1,6 @@
-"""State of parameters on a mesh of accelerators: it is paged there too, and saving or loading never brings all of it."""
+"""State of parameters on a mesh of accelerators: it is paged there too, and saving or loading never brings all
+of it.
+"""
 
 from __future__ import annotations
 
