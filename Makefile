@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 DEMO_FLAGS ?=
+QLORA_FLAGS ?=
 PYTEST_FLAGS ?=
 BENCH ?= cpu
 
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench check format pins clean
+.PHONY: help demo qlora test bench check format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,8 +25,16 @@ help:  ## say what there is to make
 demo: $(STAMPS)/demo $(STAMPS)/package  ## train a transformer on paged AdamW (DEMO_FLAGS="--steps 50 --budget 10%")
 	$(BIN)/pagedopt demo $(DEMO_FLAGS)
 
+qlora: $(STAMPS)/hf $(STAMPS)/package  ## fine-tune an NF4 model with LoRA on paged AdamW (QLORA_FLAGS="--model ID")
+	$(BIN)/python examples/qlora_sft.py $(QLORA_FLAGS)
+
+# One thread a process: processes that share cores with more threads than cores spend their time waiting for each other.
 test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations 10 $(PYTEST_FLAGS)
+
+torture: $(STAMPS)/test $(STAMPS)/package  ## kill 2,000 trainers and damage 60,000 checkpoints; half an hour
+	PAGEDOPT_TORTURE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 tests/torture \
+		tests/checkpoint/test_damage.py $(PYTEST_FLAGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
@@ -55,7 +64,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
 
-USES := $(addprefix $(STAMPS)/,build demo test bench check)
+USES := $(addprefix $(STAMPS)/,build demo hf test bench check)
 $(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
 	$(PIP) -r requirements/$*.txt
 	touch $@

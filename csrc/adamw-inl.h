@@ -25,6 +25,7 @@ struct Step {
         denom_scale(Vec::Set(scalars[kDenomScale])),
         grad_scale(Vec::Set(scalars[kGradScale])),
         update_limit(Vec::Set(scalars[kUpdateLimit])),
+        lower_limit(Vec::Set(-scalars[kUpdateLimit])),
         is_scaled(scalars[kGradScale] != 1) {}
 
   // m and v become those after gradient g.
@@ -36,12 +37,14 @@ struct Step {
 
   F Update(F m, F root) const { return Vec::Div(m, Vec::Add(Vec::Mul(root, denom_scale), eps)); }
 
+  F Limited(F u) const { return Vec::Clamp(u, lower_limit, update_limit); }
+
   template <class P>
   void Apply(F u, P* p) const {
     Vec::Store(p, Vec::Sub(Vec::Mul(Vec::Load(p), decay), Vec::Mul(u, step_size)));
   }
 
-  F beta1, one_minus_beta1, beta2, one_minus_beta2, eps, decay, step_size, denom_scale, grad_scale, update_limit;
+  F beta1, one_minus_beta1, beta2, one_minus_beta2, eps, decay, step_size, denom_scale, grad_scale, update_limit, lower_limit;
   bool is_scaled;
 };
 
@@ -99,57 +102,165 @@ void UpdateFloat32(const Run& run) {
 }
 
 // --- 8-bit state ----------------------------------------------------------------------------------------------------
+//
+// A block is decoded, updated, and encoded once its new absmax is known. The update is bound by division and square
+// root, the encoding by shuffles, so a block is updated while the one before it is encoded, vector by vector.
 
-// The floats of a block between decoding and encoding.
-struct Moments {
-  alignas(64) float m[kBlock];
-  alignas(64) float root[kBlock];
-};
-
-// One block, or what stands in for a short one: `numel` is a multiple of kGroup.
+// The values of one block.
 template <class P, class G>
 struct Block {
   P* p;
   const G* g;
   int8_t* m_codes;
   uint8_t* root_codes;
-  int numel;
+  int64_t numel;
 };
 
-// Decodes a block, updates its parameters if asked to, and leaves its new moments as 8 bits can keep them.
-template <bool kApply, class P, class G>
-Extent AdvanceBlock(const Step& step, const Block<P, G>& block, float m_absmax, float root_absmax, Moments& moments) {
-  const Decoder m_decoder(kSigned), root_decoder(kUnsigned);
-  const F m_scale = Vec::Set(m_absmax), root_scale = Vec::Set(root_absmax);
-  F m_largest = Vec::Set(0), root_largest = Vec::Set(0), root_smallest = Vec::Set(kInfinity);
-  for (int i = 0; i < block.numel; i += Vec::kLanes) {
-    F m = Vec::Mul(m_decoder.Value(block.m_codes + i), m_scale);
-    F root = Vec::Mul(root_decoder.Value(block.root_codes + i), root_scale);
-
-    F v = Vec::Mul(root, root);
-    step.Advance(Vec::Load(block.g + i), m, v);
-    root = Vec::Sqrt(v);
-
-    if constexpr (kApply) step.Apply(Vec::Clamp(step.Update(m, root), step.update_limit), block.p + i);
-
-    m_largest = Vec::MaxBits(m_largest, Vec::Abs(m));
-    root_largest = Vec::MaxBits(root_largest, root);
-    root_smallest = Vec::MinBits(root_smallest, root);
-
-    Vec::Store(moments.m + i, m);
-    Vec::Store(moments.root + i, root);
+// A block on its way. A short one is computed on copies, filled up with zeros to whole groups.
+template <class P, class G>
+struct Slot {
+  void Take(const Block<P, G>& taken) {
+    block = original = taken;
+    if (taken.numel % kGroup == 0) return;
+    block = {p, g, m_codes, root_codes, (taken.numel + kGroup - 1) / kGroup * kGroup};
+    Fill(p, taken.p);
+    Fill(g, taken.g);
+    Fill(m_codes, taken.m_codes);
+    Fill(root_codes, taken.root_codes);
   }
 
-  // A root that is neither zero nor infinite nor NaN stands beside an m that can be kept, too.
-  const Extent extent{FloatOf(Vec::LargestBits(m_largest)), FloatOf(Vec::LargestBits(root_largest))};
-  if (extent.m < kInfinity && extent.root < kInfinity && Vec::SmallestBits(root_smallest) != 0) return extent;
-  return Settle(moments.m, moments.root, block.numel);
-}
+  void GiveBackParams() const {
+    if (block.p == p) std::memcpy(original.p, p, original.numel * sizeof(P));
+  }
 
+  void GiveBackCodes() const {
+    if (block.p != p) return;
+    std::memcpy(original.m_codes, m_codes, original.numel);
+    std::memcpy(original.root_codes, root_codes, original.numel);
+  }
+
+  alignas(64) float m[kBlock];
+  alignas(64) float root[kBlock];
+  Extent absmax;  // to encode with
+  Block<P, G> block;
+
+ private:
+  template <class T>
+  void Fill(T* copy, const T* from) const {
+    std::memset(copy, 0, kBlock * sizeof(T));
+    std::memcpy(copy, from, original.numel * sizeof(T));
+  }
+
+  Block<P, G> original;
+  alignas(64) P p[kBlock];
+  alignas(64) G g[kBlock];
+  alignas(64) int8_t m_codes[kBlock];
+  alignas(64) uint8_t root_codes[kBlock];
+};
+
+// Makes the new moments of a block in its slot and, if kApply, updates its parameters.
+template <bool kApply, class P, class G>
+struct Advance {
+  Advance(const Step& step, Slot<P, G>& slot)
+      : step(step), slot(slot), m_largest(Vec::Set(0)), root_largest(Vec::Set(0)), is_positive(Vec::Always()) {}
+
+  // Leaves the new m and v.
+  void Decode(Extent absmax) {
+    const Decoder m_decoder(kSigned), root_decoder(kUnsigned);
+    const F m_scale = Vec::Set(absmax.m), root_scale = Vec::Set(absmax.root);
+    const Block<P, G>& block = slot.block;
+    for (int64_t i = 0; i < block.numel; i += Vec::kLanes) {
+      F m = Vec::Mul(m_decoder.Value(block.m_codes + i), m_scale);
+      const F root = Vec::Mul(root_decoder.Value(block.root_codes + i), root_scale);
+
+      F v = Vec::Mul(root, root);
+      step.Advance(Vec::Load(block.g + i), m, v);
+
+      m_largest = Vec::MaxAbs(m, m_largest);
+      Vec::Store(slot.m + i, m);
+      Vec::Store(slot.root + i, v);
+    }
+  }
+
+  // Takes the root of the v at `i`, and updates the parameters.
+  void Update(int64_t i) {
+    const F m = Vec::Load(slot.m + i), root = Vec::Sqrt(Vec::Load(slot.root + i));
+
+    if constexpr (kApply) step.Apply(step.Limited(step.Update(m, root)), slot.block.p + i);
+
+    root_largest = Vec::Max(root, root_largest);
+    is_positive = Vec::AndPositive(is_positive, root);
+    Vec::Store(slot.root + i, root);
+  }
+
+  // Returns the largest |m| and root of the block, once all of it can be kept.
+  Extent Finish() {
+    const Extent extent{Vec::Largest(m_largest), Vec::Largest(root_largest)};
+    // A root that is neither zero nor infinite nor NaN stands beside an m that can be kept, too.
+    if (Vec::All(is_positive) && extent.root < kInfinity && extent.m < kInfinity) return extent;
+    return Settle(slot.m, slot.root, slot.block.numel);
+  }
+
+  const Step step;
+  Slot<P, G>& slot;
+  F m_largest, root_largest;
+  Vec::M is_positive;
+};
+
+// Makes the codes of a block from the moments in its slot.
 template <class P, class G>
-void EncodeBlock(const Block<P, G>& block, const Moments& moments, float m_absmax, float root_absmax) {
-  EncodeSigned(moments.m, block.numel, m_absmax, block.m_codes);
-  EncodeUnsigned(moments.root, block.numel, root_absmax, block.root_codes);
+struct Encode {
+  struct Sizes {
+    F m[4];
+    I m_size[4], root_size[4];
+  };
+
+  explicit Encode(const Slot<P, G>& slot)
+      : slot(slot), m_encoder(kSigned, slot.absmax.m), root_encoder(kUnsigned, slot.absmax.root) {}
+
+  void Vector(int64_t i, int part, Sizes& sizes) const {
+    sizes.m[part] = Vec::Load(slot.m + i);
+    sizes.m_size[part] = m_encoder.Size(sizes.m[part]);
+    sizes.root_size[part] = root_encoder.Size(Vec::Load(slot.root + i));
+  }
+
+  void Store(int64_t start, const Sizes& sizes) const {
+    Vec::StoreCodes(slot.block.m_codes + start, sizes.m_size, sizes.m);
+    Vec::StoreCodes(slot.block.root_codes + start, sizes.root_size);
+  }
+
+  void Whole() const {
+    for (int64_t start = 0; start < slot.block.numel; start += kGroup) {
+      Sizes sizes;
+      for (int part = 0; part < 4; ++part) Vector(start + part * Vec::kLanes, part, sizes);
+      Store(start, sizes);
+    }
+  }
+
+  const Slot<P, G>& slot;
+  const Encoder m_encoder, root_encoder;
+};
+
+// Updates one block while another is encoded. Returns the extent of the first.
+template <class P, class G>
+Extent AdvanceAndEncode(const Step& step, Slot<P, G>& now, Extent absmax, const Slot<P, G>& before) {
+  Advance<true, P, G> advance(step, now);
+  const Encode<P, G> encode(before);
+  advance.Decode(absmax);
+  if (now.block.numel != before.block.numel) {
+    for (int64_t i = 0; i < now.block.numel; i += Vec::kLanes) advance.Update(i);
+    encode.Whole();
+    return advance.Finish();
+  }
+  for (int64_t start = 0; start < now.block.numel; start += kGroup) {
+    typename Encode<P, G>::Sizes sizes;
+    for (int part = 0; part < 4; ++part) {
+      advance.Update(start + part * Vec::kLanes);
+      encode.Vector(start + part * Vec::kLanes, part, sizes);
+    }
+    encode.Store(start, sizes);
+  }
+  return advance.Finish();
 }
 
 // Calls body(block, index) for each block of a run.
@@ -165,58 +276,61 @@ void ForEachBlock(const Run& run, Body body) {
     if (numel > kBlock) numel = kBlock;
     if (numel > run.numel - i) numel = run.numel - i;
     column = column + numel == run.row_width ? 0 : column + numel;
-
-    if (numel % kGroup == 0) {
-      body(Block<P, G>{p + i, g + i, m_codes + i, root_codes + i, static_cast<int>(numel)}, index);
-      continue;
-    }
-    Padded<P, kBlock> short_p(p + i, numel);
-    const Padded<G, kBlock> short_g(g + i, numel);
-    Padded<int8_t, kBlock> short_m(m_codes + i, numel);
-    Padded<uint8_t, kBlock> short_root(root_codes + i, numel);
-    const int rounded_up = static_cast<int>((numel + kGroup - 1) / kGroup * kGroup);
-    body(Block<P, G>{short_p.values, short_g.values, short_m.values, short_root.values, rounded_up}, index);
-    short_p.CopyTo(p + i, numel);
-    short_m.CopyTo(m_codes + i, numel);
-    short_root.CopyTo(root_codes + i, numel);
+    body(Block<P, G>{p + i, g + i, m_codes + i, root_codes + i, numel}, index);
   }
 }
 
-template <class P, class G>
-void UpdateBlockwise(const Run& run) {
+// Updates a run. `scales` has the old absmax of a block, and the one to encode it with when its extent is known.
+template <class P, class G, class Scales>
+void UpdateCodes(const Run& run, Scales scales) {
   const Step step(run.scalars);
-  float* m_absmax = static_cast<float*>(run.field[2]);
-  float* root_absmax = static_cast<float*>(run.field[3]);
-  Moments moments;
+  Slot<P, G> slots[2];
+  slots[1].Take({});  // nothing comes before the first block
+  slots[1].absmax = {0, 0};
+  int64_t last = 1;
   ForEachBlock<P, G>(run, [&](const Block<P, G>& block, int64_t index) {
-    const Extent extent = AdvanceBlock<true>(step, block, m_absmax[index], root_absmax[index], moments);
-    m_absmax[index] = Floored(extent.m);
-    root_absmax[index] = Floored(extent.root);
-    EncodeBlock(block, moments, m_absmax[index], root_absmax[index]);
+    Slot<P, G>&before = slots[last], &now = slots[1 - last];
+    now.Take(block);
+    now.absmax = scales.Replace(index, AdvanceAndEncode(step, now, scales.Old(index), before));
+    now.GiveBackParams();
+    before.GiveBackCodes();
+    last = 1 - last;
   });
+  Encode<P, G>(slots[last]).Whole();
+  slots[last].GiveBackCodes();
 }
 
-template <class P, class G>
-void UpdateTensorwise(const Run& run) {
-  const Step step(run.scalars);
-  const float m_absmax = *static_cast<const float*>(run.field[2]);
-  const float root_absmax = *static_cast<const float*>(run.field[3]);
-  const float new_m_absmax = Floored(run.absmax[0]), new_root_absmax = Floored(run.absmax[1]);
-  Moments moments;
-  ForEachBlock<P, G>(run, [&](const Block<P, G>& block, int64_t) {
-    AdvanceBlock<true>(step, block, m_absmax, root_absmax, moments);
-    EncodeBlock(block, moments, new_m_absmax, new_root_absmax);
-  });
-}
+struct BlockScales {
+  Extent Old(int64_t index) const { return {m[index], root[index]}; }
+  Extent Replace(int64_t index, Extent extent) const {
+    m[index] = Floored(extent.m);
+    root[index] = Floored(extent.root);
+    return Old(index);
+  }
+  float* m;
+  float* root;
+};
+
+struct TensorScales {
+  explicit TensorScales(const Run& run)
+      : old_absmax{*static_cast<const float*>(run.field[2]), *static_cast<const float*>(run.field[3])},
+        new_absmax{Floored(run.absmax[0]), Floored(run.absmax[1])} {}
+  Extent Old(int64_t) const { return old_absmax; }
+  Extent Replace(int64_t, Extent) const { return new_absmax; }
+  Extent old_absmax, new_absmax;
+};
 
 template <class P, class G>
 void MeasureTensorwise(const Run& run, float largest[2]) {
   const Step step(run.scalars);
-  const float m_absmax = *static_cast<const float*>(run.field[2]);
-  const float root_absmax = *static_cast<const float*>(run.field[3]);
-  Moments moments;
-  ForEachBlock<P, G>(run, [&](const Block<P, G>& block, int64_t) {
-    const Extent extent = AdvanceBlock<false>(step, block, m_absmax, root_absmax, moments);
+  const TensorScales scales(run);
+  Slot<P, G> slot;
+  ForEachBlock<P, G>(run, [&](const Block<P, G>& block, int64_t index) {
+    slot.Take(block);
+    Advance<false, P, G> advance(step, slot);
+    advance.Decode(scales.Old(index));
+    for (int64_t i = 0; i < slot.block.numel; i += Vec::kLanes) advance.Update(i);
+    const Extent extent = advance.Finish();
     if (extent.m > largest[0]) largest[0] = extent.m;
     if (extent.root > largest[1]) largest[1] = extent.root;
   });
@@ -232,9 +346,9 @@ void UpdateRun(const Run& run) {
     case StateFormat::kFloat32Amsgrad:
       return UpdateFloat32<P, G, true>(run);
     case StateFormat::kBlockwise8:
-      return UpdateBlockwise<P, G>(run);
+      return UpdateCodes<P, G>(run, BlockScales{static_cast<float*>(run.field[2]), static_cast<float*>(run.field[3])});
     case StateFormat::kTensorwise8:
-      return UpdateTensorwise<P, G>(run);
+      return UpdateCodes<P, G>(run, TensorScales(run));
   }
 }
 

@@ -48,7 +48,7 @@ struct Encoder {
 
   // The code (the unsigned one plus one) of the size of a value; zero for zero.
   I Size(F value) const {
-    const F x = Vec::Max(Vec::Mul(Vec::Abs(value), inverse), Vec::Set(kSmallest));
+    const F x = Vec::MaxAbs(Vec::Mul(value, inverse), Vec::Set(kSmallest));
     const I shift = pieces.ShiftOf(x);
     const F position = Vec::Min(Vec::Add(Vec::Mul(x, slope[shift]), Vec::Set(kOffset)), Vec::Set(kBelowTwo));
     return Vec::OrZero(Vec::NotZero(value), Vec::Mantissa24(position, shift));
@@ -59,38 +59,16 @@ struct Encoder {
   F inverse;
 };
 
-inline void EncodeSigned(const float* values, int numel, float absmax, int8_t* codes) {
-  const Encoder encoder(kSigned, absmax);
-  for (int i = 0; i < numel; i += kGroup) {
-    F value[4];
-    I size[4];
-    for (int j = 0; j < 4; ++j) {
-      value[j] = Vec::Load(values + i + j * Vec::kLanes);
-      size[j] = encoder.Size(value[j]);
-    }
-    Vec::StoreCodes(codes + i, size, value);
-  }
-}
-
-inline void EncodeUnsigned(const float* values, int numel, float absmax, uint8_t* codes) {
-  const Encoder encoder(kUnsigned, absmax);
-  for (int i = 0; i < numel; i += kGroup) {
-    I size[4];
-    for (int j = 0; j < 4; ++j) size[j] = encoder.Size(Vec::Load(values + i + j * Vec::kLanes));
-    Vec::StoreCodes(codes + i, size);
-  }
-}
-
 // The largest |m| and root of a block.
 struct Extent {
   float m, root;
 };
 
 // Makes both moments of a block what 8 bits can keep, as codecs/blockwise.py `keepable` says.
-inline Extent Settle(float* m, float* root, int numel) {
+inline Extent Settle(float* m, float* root, int64_t numel) {
   const F infinity = Vec::Set(kInfinity);
   F m_largest = Vec::Set(0), root_largest = Vec::Set(0);
-  for (int i = 0; i < numel; i += Vec::kLanes) {
+  for (int64_t i = 0; i < numel; i += Vec::kLanes) {
     const F old_m = Vec::Load(m + i), old_root = Vec::Load(root + i);
     const Vec::M is_finite = Vec::Less(Vec::Abs(old_m), infinity);
 
@@ -99,12 +77,12 @@ inline Extent Settle(float* m, float* root, int numel) {
     r = Vec::Select(Vec::NotZero(kept), Vec::Max(r, Vec::Set(kMinRoot)), r);
     r = Vec::OrZero(is_finite, Vec::Min(r, Vec::Set(kMaxRoot)));
 
-    m_largest = Vec::Max(m_largest, Vec::Abs(kept));
-    root_largest = Vec::Max(root_largest, r);
+    m_largest = Vec::MaxAbs(kept, m_largest);
+    root_largest = Vec::Max(r, root_largest);
     Vec::Store(m + i, kept);
     Vec::Store(root + i, r);
   }
-  return {FloatOf(Vec::LargestBits(m_largest)), FloatOf(Vec::LargestBits(root_largest))};
+  return {Vec::Largest(m_largest), Vec::Largest(root_largest)};
 }
 
 }  // namespace

@@ -41,28 +41,23 @@ struct Vec {
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }
   static F MaxOrNan(F a, F b) { return _mm256_blendv_ps(Max(a, b), a, IsNan(a)); }
   // Of two operands of which one is NaN, both take the second.
-  static F Clamp(F x, F limit) { return Min(limit, Max(_mm256_sub_ps(_mm256_setzero_ps(), limit), x)); }
+  static F Clamp(F x, F low, F high) { return Min(high, Max(low, x)); }
   static F Abs(F a) { return _mm256_and_ps(a, AsFloat(_mm256_set1_epi32(0x7fffffff))); }
 
-  static F MaxBits(F a, F b) { return AsFloat(_mm256_max_epu32(AsInt(a), AsInt(b))); }
-  static F MinBits(F a, F b) { return AsFloat(_mm256_min_epu32(AsInt(a), AsInt(b))); }
-  static uint32_t LargestBits(F a) {
-    __m128i x = _mm_max_epu32(_mm256_castsi256_si128(AsInt(a)), _mm256_extracti128_si256(AsInt(a), 1));
-    x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
-    x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(x));
-  }
-  static uint32_t SmallestBits(F a) {
-    __m128i x = _mm_min_epu32(_mm256_castsi256_si128(AsInt(a)), _mm256_extracti128_si256(AsInt(a), 1));
-    x = _mm_min_epu32(x, _mm_shuffle_epi32(x, 0x4e));
-    x = _mm_min_epu32(x, _mm_shuffle_epi32(x, 0xb1));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(x));
+  static F MaxAbs(F a, F b) { return Max(Abs(a), b); }
+  static float Largest(F a) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_permute_ps(x, 0x4e));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_permute_ps(x, 0xb1)));
   }
 
   static M Less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static M AtMost(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
   static M NotZero(F a) { return _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ); }
+  static M AndPositive(M m, F a) { return And(m, _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GT_OQ)); }
   static M And(M a, M b) { return _mm256_and_ps(a, b); }
+  static M Always() { return AsFloat(_mm256_set1_epi32(-1)); }
+  static bool All(M m) { return _mm256_movemask_ps(m) == 0xff; }
   static F Select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
   static F OrZero(M m, F a) { return _mm256_and_ps(m, a); }
   static I OrZero(M m, I a) { return _mm256_and_si256(AsInt(m), a); }

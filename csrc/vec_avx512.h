@@ -43,22 +43,19 @@ struct Vec {
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }
   static F MaxOrNan(F a, F b) { return _mm512_mask_mov_ps(Max(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a); }
   // Of two operands of which one is NaN, both take the second.
-  static F Clamp(F x, F limit) { return Min(limit, Max(_mm512_sub_ps(_mm512_setzero_ps(), limit), x)); }
+  static F Clamp(F x, F low, F high) { return Min(high, Max(low, x)); }
   static F Abs(F a) { return _mm512_abs_ps(a); }
 
-  static F MaxBits(F a, F b) {
-    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
-  }
-  static F MinBits(F a, F b) {
-    return _mm512_castsi512_ps(_mm512_min_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
-  }
-  static uint32_t LargestBits(F a) { return _mm512_reduce_max_epu32(_mm512_castps_si512(a)); }
-  static uint32_t SmallestBits(F a) { return _mm512_reduce_min_epu32(_mm512_castps_si512(a)); }
+  static F MaxAbs(F a, F b) { return _mm512_range_ps(a, b, 0xb); }
+  static float Largest(F a) { return _mm512_reduce_max_ps(a); }
 
   static M Less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   static M AtMost(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
   static M NotZero(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+  static M AndPositive(M m, F a) { return _mm512_mask_cmp_ps_mask(m, a, _mm512_setzero_ps(), _CMP_GT_OQ); }
   static M And(M a, M b) { return static_cast<M>(a & b); }
+  static M Always() { return 0xffff; }
+  static bool All(M m) { return m == 0xffff; }
   static F Select(M m, F yes, F no) { return _mm512_mask_mov_ps(no, m, yes); }
   static F OrZero(M m, F a) { return _mm512_maskz_mov_ps(m, a); }
   static I OrZero(M m, I a) { return _mm512_maskz_mov_epi32(m, a); }

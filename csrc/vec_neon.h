@@ -45,18 +45,19 @@ struct Vec {
   static F Min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
   static F Max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static F MaxOrNan(F a, F b) { return vmaxq_f32(a, b); }
-  static F Clamp(F x, F limit) { return vminq_f32(vmaxq_f32(x, vnegq_f32(limit)), limit); }  // NaN stays NaN
+  static F Clamp(F x, F low, F high) { return vminq_f32(vmaxq_f32(x, low), high); }
   static F Abs(F a) { return vabsq_f32(a); }
 
-  static F MaxBits(F a, F b) { return vreinterpretq_f32_u32(vmaxq_u32(AsBits(a), AsBits(b))); }
-  static F MinBits(F a, F b) { return vreinterpretq_f32_u32(vminq_u32(AsBits(a), AsBits(b))); }
-  static uint32_t LargestBits(F a) { return vmaxvq_u32(AsBits(a)); }
-  static uint32_t SmallestBits(F a) { return vminvq_u32(AsBits(a)); }
+  static F MaxAbs(F a, F b) { return Max(vabsq_f32(a), b); }
+  static float Largest(F a) { return vmaxvq_f32(a); }
 
   static M Less(F a, F b) { return vcltq_f32(a, b); }
   static M AtMost(F a, F b) { return vcleq_f32(a, b); }
   static M NotZero(F a) { return vmvnq_u32(vceqzq_f32(a)); }
+  static M AndPositive(M m, F a) { return vandq_u32(m, vcgtzq_f32(a)); }
   static M And(M a, M b) { return vandq_u32(a, b); }
+  static M Always() { return vdupq_n_u32(0xffffffff); }
+  static bool All(M m) { return vminvq_u32(m) != 0; }
   static F Select(M m, F yes, F no) { return vbslq_f32(m, yes, no); }
   static F OrZero(M m, F a) { return vreinterpretq_f32_u32(vandq_u32(m, AsBits(a))); }
   static I OrZero(M m, I a) { return vandq_s32(vreinterpretq_s32_u32(m), a); }

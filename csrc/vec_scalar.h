@@ -56,18 +56,19 @@ struct Vec {
   static F Min(F a, F b) { return a < b ? a : b; }
   static F Max(F a, F b) { return a > b ? a : b; }
   static F MaxOrNan(F a, F b) { return a != a || a > b ? a : b; }
-  static F Clamp(F x, F limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+  static F Clamp(F x, F low, F high) { return x > high ? high : x < low ? low : x; }
   static F Abs(F a) { return std::fabs(a); }
 
-  static F MaxBits(F a, F b) { return BitsOf(a) > BitsOf(b) ? a : b; }
-  static F MinBits(F a, F b) { return BitsOf(a) < BitsOf(b) ? a : b; }
-  static uint32_t LargestBits(F a) { return BitsOf(a); }
-  static uint32_t SmallestBits(F a) { return BitsOf(a); }
+  static F MaxAbs(F a, F b) { return Max(std::fabs(a), b); }
+  static float Largest(F a) { return a; }
 
   static M Less(F a, F b) { return a < b; }
   static M AtMost(F a, F b) { return a <= b; }
   static M NotZero(F a) { return a != 0; }
+  static M AndPositive(M m, F a) { return m && a > 0; }
   static M And(M a, M b) { return a && b; }
+  static M Always() { return true; }
+  static bool All(M m) { return m; }
   static F Select(M m, F yes, F no) { return m ? yes : no; }
   static F OrZero(M m, F a) { return m ? a : 0; }
   static I OrZero(M m, I a) { return m ? a : 0; }

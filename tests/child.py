@@ -15,7 +15,7 @@ _SOURCE = str(Path(pagedopt.__file__).parent.parent)
 _TESTS = str(Path(__file__).parent)
 
 # Large blocks that a child frees go back to the system at once, so that its resident memory is the memory it uses.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(512 << 10), "MALLOC_TRIM_THRESHOLD_": str(512 << 10)}
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
 
 
 def run_python(script: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ PUBLIC = [
     "AdamW",
     "AdamW8bit",
     "AdamW32bit",
+    "Backend",
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",

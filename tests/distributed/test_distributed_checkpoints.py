@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cluster import Cluster
-from sharded import WHOLE_BLOCKS, assert_same, flat, paged_8bit, sharded_net, train, whole_params, whole_state
+from sharded import WHOLE_BLOCKS, assert_same, flat, paged_8bit, sharded_net, train, whole, whole_params, whole_state
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -18,6 +18,11 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+pytestmark = pytest.mark.framework(
+    "torch.distributed", "`get_state_dict`, `set_state_dict`, `torch.distributed.checkpoint`"
 )
 
 STEPS = 4
@@ -144,6 +149,38 @@ def _state_made_to_load_into() -> list[float]:
 def test_making_state_to_load_into_is_no_step(pair: Cluster) -> None:
     for steps in pair.run(_state_made_to_load_into):
         assert set(steps) == {0.0}
+
+
+def _resumed_as_torchtune_does() -> list[dict[str, Tensor]]:
+    """Gather every tensor of the state dict, and distribute each again like the one it replaces."""
+    model = sharded_net()
+    optimizer = paged_8bit(model)
+    train(model, optimizer, 0, STEPS)
+    saved = optimizer.state_dict()
+    gathered = {index: {key: whole(value) for key, value in entry.items()} for index, entry in saved["state"].items()}
+
+    resumed = sharded_net()
+    resumed_optimizer = paged_8bit(resumed)
+    get_optimizer_state_dict(resumed, resumed_optimizer)  # makes the state to load into
+    set_model_state_dict(resumed, get_model_state_dict(model))
+    state = resumed_optimizer.state_dict()
+    for index, entry in state["state"].items():
+        for key, value in entry.items():
+            full = gathered[index][key]
+            is_cut = isinstance(value, DTensor)
+            entry[key] = distribute_tensor(full, value.device_mesh, value.placements) if is_cut else full
+    resumed_optimizer.load_state_dict(state)
+    outcome = []
+    for m, o in ((model, optimizer), (resumed, resumed_optimizer)):
+        train(m, o, STEPS, 2 * STEPS)
+        outcome.append(whole_params(m) | flat(whole_state(m, o)))
+    return outcome
+
+
+@pytest.mark.framework("torchtune", "its distributed recipes, which gather and distribute the state dict themselves")
+def test_a_state_dict_gathered_and_distributed_by_hand_continues_to_the_bit(pair: Cluster) -> None:
+    for unbroken, resumed in pair.run(_resumed_as_torchtune_does):
+        assert_same(unbroken, resumed)
 
 
 def _loaded_undistributed() -> str:

@@ -23,11 +23,14 @@ from sharded import (
     whole_state,
 )
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import pagedopt
+
+pytestmark = pytest.mark.framework("torch.distributed", "FSDP2: `fully_shard(model)`, then `PagedAdamW8bit(...)`")
 
 STEPS = 6
 
@@ -116,6 +119,33 @@ def test_every_process_has_its_own_budget_and_spill_file(pair: Cluster, tmp_path
         assert on_disk > 0
         assert files
         assert all(f"rank-{rank}" in name for name in files)
+
+
+def _trained_with_replaced_parameters() -> list[dict[str, Tensor]]:
+    """Build the optimizer first and shard then: as accelerate, put the shards where the parameters were."""
+    trained = []
+    for is_replaced in (False, True):
+        model = new_net()
+        optimizer = paged_8bit(model)
+        names = {id(param): name for name, param in model.named_parameters()}
+        placed = [[names[id(param)] for param in group["params"]] for group in optimizer.param_groups]
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        if is_replaced:
+            for group, inside in zip(optimizer.param_groups, placed, strict=True):
+                group["params"] = [model.get_parameter(name) for name in inside]
+        else:
+            optimizer = paged_8bit(model)
+        train(model, optimizer, 0, STEPS)
+        trained.append(whole_params(model) | flat(whole_state(model, optimizer)))
+    return trained
+
+
+@pytest.mark.framework(
+    "accelerate", "`accelerator.prepare(model, optimizer)` with FSDP2, which puts shards in the groups"
+)
+def test_parameters_replaced_by_their_shards_train_the_same(pair: Cluster) -> None:
+    for built_after, replaced in pair.run(_trained_with_replaced_parameters):
+        assert_same(built_after, replaced)
 
 
 def _formats() -> dict[str, list[str]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
+import pytest
 from cluster import Cluster
 
 from pagedopt import PagedAdamW8bit
@@ -18,23 +19,16 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp2_finetune.py"
 
 
-def _example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fsdp2_finetune", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _loaded(folder: str) -> str:
-    example = _example()
+    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
     model = example.sharded_model()
     optimizer = PagedAdamW8bit(model.parameters(), max_host_memory="320KiB")
     example.load(model, optimizer, Path(folder))
-    return example.digest(model, optimizer)
+    digest: str = example.digest(model, optimizer)
+    return digest
 
 
+@pytest.mark.framework("torch.distributed", "`examples/fsdp2_finetune.py` with `torchrun`")
 def test_what_two_processes_save_one_and_three_load_to_the_bit(
     cluster_of: Callable[[int], Cluster], tmp_path: Path
 ) -> None:

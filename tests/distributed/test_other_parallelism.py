@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pagedopt import PagedAdamW8bit
 from pagedopt.codecs.base import StateFormat
+from pagedopt.optim.parts import local_tensor
 
 STEPS = 4
 
@@ -60,6 +61,9 @@ def _fsdp1_interrupted(use_orig_params: bool, is_full: bool) -> tuple[list[str],
     return formats, outcome
 
 
+@pytest.mark.framework(
+    "torch.distributed", "FSDP1: `FullyShardedDataParallel(model)`, with flat or original parameters"
+)
 @pytest.mark.parametrize("is_full", [True, False], ids=["full", "sharded"])
 @pytest.mark.parametrize("use_orig_params", [False, True], ids=["flat parameters", "original parameters"])
 def test_fsdp1_trains_in_8_bits_and_resumes_to_the_bit(pair: Cluster, use_orig_params: bool, is_full: bool) -> None:
@@ -68,6 +72,21 @@ def test_fsdp1_trains_in_8_bits_and_resumes_to_the_bit(pair: Cluster, use_orig_p
         assert unbroken["up.weight.exp_avg"].shape == (133, 600)
         assert not torch.equal(unbroken["up.weight.exp_avg"], unbroken["up.weight.exp_avg_sq"])
         assert_same(unbroken, resumed)
+
+
+def _shown_alone() -> str:
+    """With one process, FSDP1 hands an original parameter's state on as it is."""
+    model, optimizer = _fsdp1(use_orig_params=True)
+    train(model, optimizer, 0, 1)
+    with _kind(model, True):
+        return str(Fsdp1.optim_state_dict(model, optimizer)["state"]["up.weight"]["exp_avg"].dtype)
+
+
+@pytest.mark.framework(
+    "torch.distributed", "FSDP1: `FullyShardedDataParallel(model)`, with flat or original parameters"
+)
+def test_fsdp1_state_of_one_process_is_like_that_of_two(cluster_of: ClusterOf) -> None:
+    assert cluster_of(1).run(_shown_alone) == ["torch.float32"]
 
 
 def _flat_formats() -> str:
@@ -79,6 +98,9 @@ def _flat_formats() -> str:
     return record.state_format.name
 
 
+@pytest.mark.framework(
+    "torch.distributed", "FSDP1: `FullyShardedDataParallel(model)`, with flat or original parameters"
+)
 def test_bits_of_a_flat_parameter_do_not_depend_on_the_number_of_processes(cluster_of: ClusterOf) -> None:
     assert {cluster_of(world).run(_flat_formats)[0] for world in (1, 2)} == {"BLOCKWISE8"}
 
@@ -100,6 +122,7 @@ def _beside_ddp(as_view: bool) -> list[dict[str, Tensor]]:
     return [whole_params(model) for model in (ddp.module, alone)]
 
 
+@pytest.mark.framework("torch.distributed", "`DistributedDataParallel(model, gradient_as_bucket_view=True)`")
 @pytest.mark.parametrize("as_view", [False, True], ids=["own gradients", "gradient_as_bucket_view"])
 def test_ddp_replicas_stay_equal_to_one_process(pair: Cluster, as_view: bool) -> None:
     first, second = pair.run(_beside_ddp, as_view)
@@ -131,6 +154,7 @@ def _zero_interrupted() -> list[dict[str, Tensor]]:
     return outcome
 
 
+@pytest.mark.framework("torch.distributed", "`ZeroRedundancyOptimizer(params, PagedAdamW8bit, lr=...)`")
 def test_zero_redundancy_optimizer_is_one_process_and_resumes_to_the_bit(pair: Cluster) -> None:
     for alone, zero, resumed in pair.run(_zero_interrupted):
         assert_same(alone, zero)
@@ -163,11 +187,13 @@ def whole_entry(entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: whole(value) for key, value in entry.items()}
 
 
+@pytest.mark.framework("torch.distributed", "tensor parallel layers: `parallelize_module(model, mesh, plan)`")
 def test_rows_cut_between_blocks_keep_their_codes(pair: Cluster) -> None:
     cut, alone = pair.run(_tensor_parallel, 1024)[0]
     assert_same(cut, alone)
 
 
+@pytest.mark.framework("torch.distributed", "tensor parallel layers: `parallelize_module(model, mesh, plan)`")
 def test_rows_cut_inside_a_block_are_shown_decoded(pair: Cluster) -> None:
     cut, alone = pair.run(_tensor_parallel, 600)[0]
     assert cut["exp_avg"].dtype == torch.float32
@@ -181,6 +207,7 @@ def _stepped_with_sums() -> list[Tensor]:
     share = DTensor.from_local(torch.full((8, 8), float(dist.get_rank() + 1)), mesh, [Partial()])
     on_its_way = share.redistribute(placements=[Replicate()], async_op=True)
     assert type(on_its_way._local_tensor) is not Tensor
+    assert type(local_tensor(on_its_way)) is Tensor, "a kernel reads memory by its address, which must be there"
     there = distribute_tensor(torch.full((8, 8), 3.0), mesh, [Replicate()])
     values = torch.randn(8, 8)
     params = [nn.Parameter(distribute_tensor(values, mesh, [Replicate()])) for _ in range(3)]
@@ -188,9 +215,10 @@ def _stepped_with_sums() -> list[Tensor]:
         param.grad = gradient
     optimizer = PagedAdamW8bit(params, lr=1e-2)
     optimizer.step()
-    return [whole(param) for param in params]
+    return [whole(optimizer.state[param]["exp_avg"]) for param in params]
 
 
+@pytest.mark.framework("torch.distributed", "tensor parallel layers: `parallelize_module(model, mesh, plan)`")
 def test_a_gradient_that_is_still_a_sum_is_waited_for(pair: Cluster) -> None:
     for to_be_made, on_its_way, there in pair.run(_stepped_with_sums):
         assert torch.equal(to_be_made, there)

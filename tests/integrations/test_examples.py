@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,30 +20,26 @@ from small import assert_paged, assert_same, everything
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def example(name: str) -> ModuleType:
-    """Return an example as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(name: str) -> SimpleNamespace:
+    """Return what an example defines."""
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{name}.py")))
 
 
 @pytest.fixture
-def arguments(monkeypatch: pytest.MonkeyPatch) -> object:
+def arguments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Set the command line."""
     return lambda *words: monkeypatch.setattr(sys, "argv", ["example", *map(str, words)])
 
 
+@pytest.mark.framework("bitsandbytes", "`BitsAndBytesConfig(load_in_4bit=True)` for the base, ours for its adapters")
 @pytest.mark.framework(
     "trl", "`SFTTrainer(optimizer_cls_and_kwargs=(PagedAdamW8bit, {...}))`, as in `examples/qlora_sft.py`"
 )
-def test_qlora_with_a_base_in_nf4_resumes_to_the_bit_and_paged(tmp_path: Path, arguments: object) -> None:
+def test_qlora_with_a_base_in_nf4_resumes_to_the_bit_and_paged(tmp_path: Path, arguments: Callable[..., None]) -> None:
     qlora = example("qlora_sft")
 
-    def run(folder: Path, *words: str) -> object:
-        arguments("--output", folder, "--steps", "6", *words)  # type: ignore[operator]
+    def run(folder: Path, *words: str) -> Any:
+        arguments("--output", folder, "--steps", "6", *words)
         parsed = qlora.parse_arguments()
         qlora.set_seed(0)
         trainer = qlora.new_trainer(parsed)
@@ -60,9 +58,9 @@ def test_qlora_with_a_base_in_nf4_resumes_to_the_bit_and_paged(tmp_path: Path, a
 
 @pytest.mark.framework("transformers", "`Trainer(optimizer_cls_and_kwargs=...)`, as in `examples/full_finetune.py`")
 def test_a_full_finetune_interrupted_and_resumed_is_the_same_to_the_bit(
-    tmp_path: Path, arguments: object, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, arguments: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments("--output", tmp_path, "--steps", "4")  # type: ignore[operator]
+    arguments("--output", tmp_path, "--steps", "4")
     with pytest.raises(SystemExit) as ended:
         example("full_finetune").main()
     assert ended.value.code == 0

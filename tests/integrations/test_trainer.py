@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -116,30 +117,32 @@ class TooLarge(torch.nn.Module):
 
 
 def test_auto_find_batch_size_starts_over_with_nothing_left_behind(tmp_path: Path) -> None:
+    apart = {**PAGED, "max_host_memory": "128KiB"}  # a pager that no other test shares
     trainer = new_trainer(
         tmp_path,
         model=TooLarge(new_llama()),
-        optimizer_cls_and_kwargs=(PagedAdamW8bit, dict(PAGED)),
+        optimizer_cls_and_kwargs=(PagedAdamW8bit, apart),
         auto_find_batch_size=True,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=3,
     )
     trainer.train()
     assert trainer.state.train_batch_size == 2
-    plain = new_trainer(tmp_path, optimizer_cls_and_kwargs=(PagedAdamW8bit, dict(PAGED)))
-    plain.train()
-    assert trainer.optimizer.optimizer.memory_stats().pages == plain.optimizer.optimizer.memory_stats().pages
+    gc.collect()
+    optimizer = trainer.optimizer.optimizer
+    (pager,) = optimizer._store.pager.devices().values()
+    assert pager.memory.num_pages == optimizer.memory_stats().pages
 
 
 def test_losses_end_within_the_spread_of_seeds_of_adamw_torch(tmp_path: Path) -> None:
     def last_loss(seed: int, **how: Any) -> float:
         trainer = new_trainer(
-            tmp_path, model=new_llama(seed), seed=seed, learning_rate=1e-2, max_steps=40, save_strategy="no", **how
+            tmp_path, model=new_llama(seed), seed=seed, learning_rate=1e-2, max_steps=30, save_strategy="no", **how
         )
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return sum(losses[-10:]) / 10
 
-    theirs = [last_loss(seed, optim="adamw_torch") for seed in range(4)]
+    theirs = [last_loss(seed, optim="adamw_torch") for seed in range(3)]
     ours = last_loss(0, optimizer_cls_and_kwargs=(PagedAdamW8bit, dict(PAGED)))
     spread = max(theirs) - min(theirs)
     assert min(theirs) - spread <= ours <= max(theirs) + spread

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from pagedopt.kernels.triton_codec import encode, load_encoders
+from pagedopt.kernels.triton_page import _find, _layout
 
 
 @triton.jit
@@ -17,3 +18,11 @@ def encode_blocks(codec, values, codes, SIGNED: tl.constexpr):
     else:
         code = encode(codec, x, 1.0, root_thresholds, root_slopes, False)
     tl.store(codes + index, code)
+
+
+@triton.jit
+def layout_of_tile(tiles, segments, operands, frame, layouts, BLOCKS: tl.constexpr):
+    """Write the LAYOUT of tile `program_id(0)`, of bfloat16 parameters with float32 gradients."""
+    segment, operand, tile = _find(tiles, segments, operands)
+    layout = _layout(segment, operand, tile, frame.to(tl.int64), tl.bfloat16, tl.float32, BLOCKS)
+    tl.store(layouts + tl.program_id(0), layout)

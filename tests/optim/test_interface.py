@@ -140,7 +140,7 @@ def test_is_paged_pages(cls: Any, tmp_path: Path) -> None:
     train(opt, ours, 2)
     train(peer, theirs, 2)
     assert_same_params(ours, theirs)
-    assert opt.memory_stats() == peer.memory_stats()
+    assert opt.memory_stats().pages == peer.memory_stats().pages > 1
     assert opt.memory_stats().budget_bytes == tight_paging(cls)["max_host_memory"]
 
 
@@ -510,6 +510,7 @@ def test_page_size_is_never_below_64_kib(cls: Any) -> None:
         opt = cls(params, page_size=page_size)
         train(opt, params, 1)
         pages.append(opt.memory_stats().pages)
+        opt.close()  # or the next would share its pager, and the page that it left half full
     assert pages[0] == pages[1] == pages[2] > 1
 
 

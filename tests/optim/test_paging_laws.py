@@ -156,15 +156,19 @@ def test_prefetch_is_a_hint(cls: Any, depth: int, tmp_path: Path) -> None:
 
 
 @each_bits
-def test_a_new_page_costs_no_read(cls: Any, tmp_path: Path) -> None:
-    """Law 3: the first step, and init_state before it, read nothing from any tier; what was never written is zero."""
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_new_page_costs_no_read(cls: Any, depth: int, tmp_path: Path) -> None:
+    """Law 3: the first step, and init_state before it, read no page that was not written; what was not is zero.
+
+    At its end a step looks ahead to the first pages of the next one, which by then have been written.
+    """
     params = random_params(SHAPES)
-    opt = cls(params, **_smallest(tmp_path))
+    opt = cls(params, **_smallest(tmp_path, depth))
     opt.init_state()
     assert not any(opt.state[p]["exp_avg"].any() or opt.state[p]["exp_avg_sq"].any() for p in params)
-    opt.reset_paging_stats()
-    train(opt, params, 1)
     assert sum(opt.paging_stats().bytes_read.values()) == 0
+    train(opt, params, 1)
+    assert sum(opt.paging_stats().bytes_read.values()) <= depth * 64 * KIB
     train(opt, params, range(1, 2))
     assert sum(opt.paging_stats().bytes_read.values()) > 0
 
@@ -514,7 +518,7 @@ def model(num_params, num_rows):
 
 def life(params):
     '''Every event in an optimizer's life.'''
-    paging = {"page_size": "256KiB", "prefetch_depth": 1, "spill_dir": folder, "max_host_memory": 4 * MIB}
+    paging = {"page_size": "128KiB", "prefetch_depth": 1, "spill_dir": folder, "max_host_memory": 2 * MIB}
     with Peak("construction"):
         opt = cls(params, **paging)
     with Peak("first step"):
@@ -549,7 +553,7 @@ print(json.dumps(report))
 
 
 @needs_proc
-@pytest.mark.parametrize(("cls", "count"), [("PagedAdamW", 1), ("PagedAdamW8bit", 4)])
+@pytest.mark.parametrize(("cls", "count"), [("PagedAdamW", 1), ("PagedAdamW8bit", 3)])
 def test_memory_never_exceeds_the_budget(cls: str, count: int, tmp_path: Path) -> None:
     """The memory of the process, at construction, first step, step, state dict, save, load and after deletion.
 
@@ -557,9 +561,9 @@ def test_memory_never_exceeds_the_budget(cls: str, count: int, tmp_path: Path) -
     """
     report = report_of(_MEMORY, tmp_path, cls, count)
     state, budget, left = report.pop("state"), report.pop("budget"), report.pop("left")
-    beside = 16 * MIB
-    assert budget == 4 * MIB
-    assert state >= 32 * MIB
+    beside = 14 * MIB
+    assert budget == 2 * MIB
+    assert state >= 24 * MIB
     for name, used in report.items():
         assert used <= budget + beside, f"{name}: {used / MIB:.0f} MiB"
     assert left <= beside

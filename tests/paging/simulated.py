@@ -215,17 +215,19 @@ def open_pages(pager: DevicePager, count: int) -> list[int]:
 
 def check_invariants(pager: DevicePager) -> None:
     """The numbered invariants of `paging.pager`."""
-    pages = list(pager._table.values())
+    pages = list(pager._residency.table.values())
     frames = [page.frame for page in pages if page.frame is not None]
     assert len({id(frame) for frame in frames}) == len(frames)  # 1
-    assert len(frames) + pager._frames.num_available == pager._frames.num_charged  # 2
+    assert len(frames) + pager._residency.frames.num_available == pager._residency.frames.num_charged  # 2
     for page in pages:
         has_frame = page.state in (PageState.READING, PageState.RESIDENT, PageState.LEAVING)
         assert (page.frame is not None) == has_frame or (page.state is PageState.LOST and page.pins)  # 3
         assert page.pins == 0 or page.state in (PageState.RESIDENT, PageState.LOST)  # 4
         assert not page.is_dirty or page.state is PageState.RESIDENT  # 5
-        assert (page.number in pager._leaving) == (page.state is PageState.LEAVING)  # 6
-        victim = page.number in pager._replacement._used or page.number in pager._replacement._expected
+        assert (page.number in pager._residency.leaving) == (page.state is PageState.LEAVING)  # 6
+        victim = (
+            page.number in pager._residency.replacement._used or page.number in pager._residency.replacement._expected
+        )
         assert victim == (page.state in (PageState.READING, PageState.RESIDENT) and page.pins == 0)  # 7
-        assert page.state is PageState.READING or page.transfer is None or page.number in pager._writing
+        assert page.state is PageState.READING or page.transfer is None or page.number in pager._residency.writing
         assert page.pins == 0 or page.transfer is None  # 4

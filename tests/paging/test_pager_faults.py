@@ -121,7 +121,7 @@ def reload(run: Run) -> None:
     for page in run.pages:
         run.pager.release(page)
     run.pages, run.values = [], {}
-    assert run.pager.memory.num_pages == 0 or run.pager._table.open is not None
+    assert run.pager.memory.num_pages == 0 or run.pager._residency.table.open is not None
     assert not run.tier.under_way
     run.train()
     run.check_state()

@@ -125,9 +125,9 @@ def test_a_page_refused_while_there_is_a_frame_for_it_gives_the_frame_back() -> 
     faults.nth = faults.num_operations
     with pytest.raises(SpillError, match="told to fail"):
         pager.open_page()
-    assert pager._frames.num_charged == 2
+    assert pager._residency.frames.num_charged == 2
     open_pages(pager, 1)
-    assert pager._frames.num_charged == 3
+    assert pager._residency.frames.num_charged == 3
 
 
 def test_memory_that_cannot_be_had_shows_at_a_pin_and_never_at_a_prefetch() -> None:
@@ -140,17 +140,17 @@ def test_memory_that_cannot_be_had_shows_at_a_pin_and_never_at_a_prefetch() -> N
     for page in pages:
         if is_resident(pager, page) and len(pages) > 3:
             pager.release(page)
-    pager._frames._idle.clear()
-    pager._frames.num_allocated = 0
+    pager._residency.frames._idle.clear()
+    pager._residency.frames.num_allocated = 0
 
     def exhausted(nbytes: int) -> torch.Tensor:
         raise MemoryError(f"no {nbytes} bytes")
 
-    pager._frames._allocate = exhausted
+    pager._residency.frames._allocate = exhausted
     pager.prefetch(evicted[0])
     with pytest.raises(MemoryError, match="no 8 bytes"):
         pager.pin(evicted[0])
-    pager._frames._allocate = new_poisoned_buffer
+    pager._residency.frames._allocate = new_poisoned_buffer
     assert (pager.pin(evicted[0]) == 1).all()
 
 
@@ -160,16 +160,16 @@ def test_an_interrupted_wait_loses_track_of_nothing() -> None:
     pager = simulated_pager(3, tier)
     pages = open_pages(pager, 6)
     add_one(pager, pages, tier, 0)
-    wait = pager._wait
+    wait = pager._residency._wait
 
     def interrupted(transfer: object) -> None:
         raise KeyboardInterrupt
 
-    pager._wait = interrupted  # type: ignore[method-assign]
+    pager._residency._wait = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         pager.flush()
-    assert pager._writing
-    pager._wait = wait  # type: ignore[method-assign]
+    assert pager._residency.writing
+    pager._residency._wait = wait  # type: ignore[method-assign]
     check_invariants(pager)
     faults.nth = faults.num_operations
     with pytest.raises(StateLostError, match="told to fail"):
@@ -189,6 +189,16 @@ def test_one_page_sweeps_that_follow_each_other_are_read_ahead_like_one() -> Non
     assert stats.faults <= 3
     assert stats.bytes_read["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
     assert stats.bytes_written["disk"] <= 3 * (30 - 9 + pager.working_set) * pager.page_nbytes
+
+
+def test_the_first_pages_of_the_next_step_are_read_at_the_end_of_this_one() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(5, tier, depth=2)
+    pages = open_pages(pager, 20)
+    for step in range(3):
+        add_one(pager, pages, tier, step)
+    assert all(is_resident(pager, page) for page in pages[:2])
+    assert any(transfer.kind == "read" for transfer in tier.under_way)
 
 
 def test_two_models_in_turn_on_one_pager_move_no_more_than_one() -> None:
@@ -265,7 +275,7 @@ def test_paging_never_changes_a_bit(depth: int, spare: int, num_pages: int, seed
     tier = SimulatedTier()
     pager = simulated_pager(1 + 2 * depth + spare, tier, depth=depth)
     if drop:
-        pager._read_ahead = lambda entries: None  # type: ignore[method-assign]
+        pager._residency.read_ahead = lambda pages: None  # type: ignore[method-assign]
     pages = open_pages(pager, num_pages)
     values = dict.fromkeys(pages, 0)
     for _ in range(6):
@@ -288,7 +298,7 @@ def test_dropping_every_prefetch_changes_only_time() -> None:
         tier = SimulatedTier()
         pager = simulated_pager(5, tier, depth=2)
         if drop:
-            pager._read_ahead = lambda entries: None  # type: ignore[method-assign]
+            pager._residency.read_ahead = lambda pages: None  # type: ignore[method-assign]
         pages = open_pages(pager, 12)
         for step in range(4):
             add_one(pager, pages, tier, step)
@@ -315,7 +325,7 @@ def test_a_prefetch_that_fails_makes_no_pin_fail() -> None:
 
 
 def is_resident(pager: DevicePager, page: int) -> bool:
-    return pager._table[page].frame is not None
+    return pager._residency.table[page].frame is not None
 
 
 def test_prefetch_takes_any_page_and_never_raises() -> None:
@@ -428,7 +438,7 @@ def test_the_main_thread_waits_for_no_write_while_another_frame_can_be_had() -> 
 
     for step in range(5):
         if step == 2:  # the first passes write pages that were never read: those have nothing to hide behind
-            pager._wait = count  # type: ignore[method-assign]
+            pager._residency._wait = count  # type: ignore[method-assign]
         for _, frame in sweep(pager, pages):
             frame.add_(1)
             while rng.random() < 0.5:
@@ -457,6 +467,21 @@ def test_what_happens_to_pages_is_told_in_order() -> None:
     reads = [page for event, page in events if event == "read"]
     assert set(reads) <= set(pages)
     assert {event for event, _ in events} <= {"read", "pin", "hit", "fault", "unpin", "write", "evict", "prefetch"}
+
+
+def test_flush_leaves_pinned_pages_alone() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(3, tier)
+    pages = open_pages(pager, 5)
+    for _ in range(2):  # dirty, and in use again
+        pager.pin(pages[0])[:] = 4
+        pager.unpin(pages[0], dirty=True)
+    pager.pin(pages[0])
+    pager.flush()
+    assert pages[0] not in tier.stored
+    pager.unpin(pages[0], dirty=False)
+    pager.flush()
+    assert (tier.stored[pages[0]] == 4).all()
 
 
 def test_stats_count_bytes_by_tier_and_reset() -> None:

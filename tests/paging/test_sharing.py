@@ -14,12 +14,13 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from simulated import SimulatedTier, simulated_pager
 
 from pagedopt.errors import BudgetError
 from pagedopt.paging.config import PagingConfig
@@ -145,23 +146,23 @@ def test_the_spill_file_is_private_and_has_no_name(tmp_path: Path) -> None:
 
 
 def test_the_last_release_closes_the_file_and_the_threads(tmp_path: Path) -> None:
-    before = num_files()
+    before, others = num_files(), set(io_threads())
     pager = small_pager(tmp_path).on(CPU)
     pages = open_pages(pager, 20)
     add_one(pager, pages, 0)
     assert num_files() == before + 1
-    assert io_threads()
+    assert set(io_threads()) - others
     for page in pages:
         pager.release(page)
     assert num_files() == before
-    assert not io_threads()
+    assert not set(io_threads()) - others
     add_one(pager, open_pages(pager, 20), 0)
 
 
 def test_a_deleted_pager_frees_all_at_once_without_the_garbage_collector(
     tmp_path: Path, buffers: weakref.WeakSet[mmap.mmap]
 ) -> None:
-    before = num_files()
+    before, others = num_files(), set(io_threads())
     pager = small_pager(tmp_path)
     on_cpu = pager.on(CPU)
     pages = open_pages(on_cpu, 20)
@@ -172,7 +173,7 @@ def test_a_deleted_pager_frees_all_at_once_without_the_garbage_collector(
     assert watched() is None
     assert not buffers
     assert num_files() == before
-    assert not io_threads()
+    assert not set(io_threads()) - others
 
 
 def test_a_failed_pager_frees_all_at_once_too(tmp_path: Path) -> None:
@@ -180,13 +181,32 @@ def test_a_failed_pager_frees_all_at_once_too(tmp_path: Path) -> None:
     pager = small_pager(tmp_path).on(CPU)
     pages = open_pages(pager, 20)
     add_one(pager, pages, 0)
-    pager.fail(pages[0], ValueError("broken"))
+    fail_with_traceback(pager, pages[0], lambda: int("broken"))
+    fail_with_traceback(pager, pages[1], be_picky)
     with pytest.raises(RuntimeError, match="broken"):
         pager.pin(pages[1])
     watched = weakref.ref(pager)
     del pager
     assert watched() is None
     assert num_files() == before
+
+
+class Picky(Exception):
+    """An exception that cannot be copied."""
+
+    def __init__(self, *, why: str) -> None:
+        super().__init__(why)
+
+
+def be_picky() -> None:
+    raise Picky(why="broken")
+
+
+def fail_with_traceback(pager: DevicePager, page: int, stop: Callable[[], object]) -> None:
+    try:
+        stop()
+    except Exception as caught:  # noqa: BLE001 - the traceback refers to this frame, and so to the pager
+        pager.fail(page, caught)
 
 
 def test_frames_go_back_to_the_system_one_by_one_as_pages_are_released(buffers: weakref.WeakSet[mmap.mmap]) -> None:
@@ -271,6 +291,26 @@ def test_a_forked_child_removes_nothing_of_its_parents(tmp_path: Path) -> None:
     assert in_child(drop_everything) == 0
     for step in range(1, 4):
         add_one(on_cpu, pages, step)
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_waits_for_no_transfer_of_its_parents() -> None:
+    tier = SimulatedTier()
+    pager = simulated_pager(3, tier)
+    pages = open_pages(pager, 6)
+    for step in range(2):
+        add_one(pager, pages, step)
+    assert tier.under_way
+
+    def release_all() -> None:
+        for page in pages:
+            pager.release(page)
+        pager.close()
+        assert tier.under_way
+        assert len(tier.reserved) == 6
+
+    assert in_child(release_all) == 0
 
 
 @forks

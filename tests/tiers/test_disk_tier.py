@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +163,32 @@ def test_a_transfer_starts_only_after_those_it_follows_ended_well(tmp_path: Path
     with pytest.raises(SpillError, match="what it follows failed"):
         broken.wait()
     assert value_of(tier, 1) == 7
+    tier.close()
+
+
+def test_transfers_on_one_page_happen_in_the_order_they_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = reserved(tmp_path, 2)
+    may_write = threading.Event()
+    write = os.pwritev
+
+    def held_back(*args: Any) -> int:
+        assert may_write.wait(timeout=30)
+        return write(*args)
+
+    monkeypatch.setattr(os, "pwritev", held_back)
+    first = tier.write(0, page_of(1))
+    into = new_host_buffer(PAGE)
+    read = tier.read(0, into)
+    second = tier.write(0, page_of(2))
+    time.sleep(0.05)
+    assert not any(transfer.done() for transfer in (first, read, second))
+    may_write.set()
+    for transfer in (first, read, second):
+        transfer.wait()
+    assert (into == 1).all()
+    assert value_of(tier, 0) == 2
     tier.close()
 
 

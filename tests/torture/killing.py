@@ -1,5 +1,8 @@
 """Kills trainers. `python killing.py KILLS SEED FOLDER` prints a report as JSON.
 
+A warm parent, which has torch and a table of what every step must give, forks a child for each kill. The child loads
+the checkpoint, trains on with its state in a spill file, and saves every step, until it is killed. The parent loads
+what is there, compares it with the table, and takes one step more.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ Quantization", 2022). Sorted positions of the signed ones, less 127 and wrapped 
 zero, 1..127 and -1..-127 are mirror images, and -128, where 128 wraps to, is +1. There is no -1. Unsigned codes are
 sorted positions. In both the zero byte is zero.
 
-Because a decade is linear, decoding and encoding are arithmetic, and every backend does the same float32 arithmetic, so they
-all give the same bits. A value is the float32 edge of its decade, 10^(i-7), plus k + 1/2 float32 steps, rounded once
-(a fused multiply-add); that is within one ulp of the formula. For a code, `piece` is how many `thresholds` are at most
-x; then, with a rounded product and a rounded sum,
+Because a decade is linear, decoding and encoding are arithmetic, and every backend does the same float32 arithmetic,
+so they all give the same bits. A value is the float32 edge of its decade, 10^(i-7), plus k + 1/2 float32 steps,
+rounded once (a fused multiply-add); that is within one ulp of the formula. For a code, `piece` is how many `thresholds`
+are at most x; then, with a rounded product and a rounded sum,
 
     position = min(max(x, SMALLEST) * slope[piece] + OFFSET, BELOW_TWO)      1 .. 2 from end to end of the piece
     code     = int(position * count[piece]) - (0 if signed else 1)

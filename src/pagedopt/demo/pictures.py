@@ -23,7 +23,7 @@ DPI = 150
 _BASELINE, _PAGED, _BAND = "#8a8a8a", "#000000", "#dddddd"
 
 _CELLS = {
-    Cell.AWAY: ("#ffffff", "on disk"),
+    Cell.AWAY: ("#ffffff", "paged out"),
     Cell.RESIDENT: ("#c9d9e8", "resident"),
     Cell.WRITTEN: ("#d9822b", "written back"),
     Cell.READ: ("#0b2545", "read"),

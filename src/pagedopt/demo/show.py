@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pagedopt.demo.report import print_report
 from pagedopt.demo.residency import residency
 from pagedopt.demo.text import Corpus, read_corpus
 from pagedopt.demo.training import AfterStep, Recipe, Run, train
+from pagedopt.kernels.select import kernel_for
 from pagedopt.units import format_bytes
 
 CONTEXT = 64
@@ -62,55 +64,42 @@ def _train_all(recipe: Recipe, corpus: Corpus, options: Options, console: Consol
     model = new_transformer(recipe.shape, seed=options.seed, device=recipe.device)
     pager = open_pager(model, options.budget, recipe.device)
     _print_plan(console, recipe, corpus, options.budget)
-    with _progress(console) as progress:
-        baseline = _train_baseline(recipe, corpus, options.seed, progress)
-        paged, use = _train_paged(model, recipe, corpus, options.seed, pager, progress)
-        reseeded = _train_baseline(recipe, corpus, options.seed + 1, progress)
+    baseline = _train_baseline(recipe, corpus, options.seed, console)
+    paged, use = _train_paged(model, recipe, corpus, options.seed, pager, console)
+    reseeded = _train_baseline(recipe, corpus, options.seed + 1, console)
     return Outcome(baseline, reseeded, paged, use)
 
 
-def _train_baseline(recipe: Recipe, corpus: Corpus, seed: int, progress: Progress) -> Run:
+def _train_baseline(recipe: Recipe, corpus: Corpus, seed: int, console: Console) -> Run:
     model = new_transformer(recipe.shape, seed=seed, device=recipe.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas)
-    shown = _bar(progress, f"AdamW, seed {seed}", recipe.steps)
-    return train(model, optimizer, corpus, recipe, name="AdamW", seed=seed, after_step=shown)
+    with _bar(console, f"AdamW, seed {seed}", recipe.steps) as shown:
+        return train(model, optimizer, corpus, recipe, name="AdamW", seed=seed, after_step=shown)
 
 
 def _train_paged(
-    model: Transformer, recipe: Recipe, corpus: Corpus, seed: int, pager: pagedopt.Pager, progress: Progress
+    model: Transformer, recipe: Recipe, corpus: Corpus, seed: int, pager: pagedopt.Pager, console: Console
 ) -> tuple[Run, PagingUse]:
     meter = PagingMeter(pager.on(recipe.device))
-    shown = _bar(progress, f"PagedAdamW8bit, seed {seed}", recipe.steps)
-
-    def after_step(step: int, loss: float) -> None:
-        meter.after_step(step)
-        shown(step, loss)
-
+    name = "PagedAdamW8bit"
     optimizer = pagedopt.PagedAdamW8bit(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, pager=pager)
-    with optimizer:
-        run = train(model, optimizer, corpus, recipe, name="PagedAdamW8bit", seed=seed, after_step=after_step)
+    with optimizer, _bar(console, f"{name}, seed {seed}", recipe.steps) as shown:
+
+        def after_step(step: int, loss: float) -> None:
+            meter.after_step(step)
+            shown(step, loss)
+
+        run = train(model, optimizer, corpus, recipe, name=name, seed=seed, after_step=after_step)
         return run, meter.use
 
 
-def _bar(progress: Progress, text: str, steps: int) -> AfterStep:
-    """Return what moves a new bar of the live display."""
-    task = progress.add_task(text, total=steps, loss=math.nan)
-
-    def after_step(step: int, loss: float) -> None:
-        progress.update(task, completed=step, loss=loss)
-
-    return after_step
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
+@contextmanager
+def _bar(console: Console, text: str, steps: int) -> Iterator[AfterStep]:
+    """Show a bar, and yield what moves it; where there is no terminal, print it once, when the run ends."""
+    columns = TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task(text, total=steps, loss="")
+        yield lambda step, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
 
 
 def _print_plan(console: Console, recipe: Recipe, corpus: Corpus, budget: Budget) -> None:
@@ -119,6 +108,7 @@ def _print_plan(console: Console, recipe: Recipe, corpus: Corpus, budget: Budget
         f"A transformer of {shape.num_params:,} parameters ({shape.depth} layers of width {shape.width}, context "
         f"{shape.context}) learns the next byte of Python's standard library: {corpus.num_files} files, "
         f"{format_bytes(len(corpus.train))} to train on, {format_bytes(len(corpus.validation))} to validate with. "
-        f"Budget of the paged run: {budget}. Device: {recipe.device}, {torch.get_num_threads()} threads.",
+        f"Budget of the paged run: {budget}. Device: {recipe.device}, {torch.get_num_threads()} threads; pages are "
+        f"updated by the {kernel_for(recipe.device).name} backend.",
         highlight=False,
     )

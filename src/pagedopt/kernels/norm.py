@@ -26,14 +26,14 @@ def runs(tensor: Tensor) -> Iterator[Tensor]:
     strides = tensor.stride()
     tensor = tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
     if tensor.is_contiguous() or tensor.numel() <= CHUNK:
-        yield tensor.reshape(-1)
+        yield tensor.contiguous().view(-1)
         return
     for part in tensor if tensor.dim() > 1 else torch.split(tensor, CHUNK):
         yield from runs(part)
 
 
 def squared_norm(tensor: Tensor, sum_of_squares: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the sum of squares of `tensor` as a 0-d float32 tensor; `sum_of_squares` gives that of a run in float64."""
+    """Return the sum of squares of `tensor` as a 0-d float32 tensor; `sum_of_squares` gives a run's in float64."""
     sums = [sum_of_squares(run) for run in runs(tensor) if run.numel()]
     return fold(torch.stack(sums)).float() if sums else tensor.new_zeros((), dtype=torch.float32)
 

@@ -1,11 +1,17 @@
 """Which backend updates the parameters of a device, and why.
 
+    native       csrc/, on a CPU: the instruction set that the processor has, or the one that PAGEDOPT_TARGET names
+    triton       on a GPU; with TRITON_INTERPRET=1 on a CPU too, when asked for
+    reference    plain PyTorch, anywhere
+
 `PAGEDOPT_BACKEND=reference` (or native, or triton) in the environment forces one backend, or an error if it cannot run.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -36,6 +42,7 @@ class Backend:
 def backends() -> tuple[Backend, ...]:
     """Return every backend, best first, and whether it can run here."""
     return (
+        _native(),
         _triton(),
         Backend("reference", available=True, reason="plain PyTorch, runs on every device", target="any"),
     )
@@ -44,23 +51,66 @@ def backends() -> tuple[Backend, ...]:
 def kernel_for(device: torch.device) -> Kernel:
     """Return the kernel that updates parameters on `device`.
 
+    Warns once where the native backend would run but cannot: the reference that takes its place is many times slower.
+
     Raises:
-        ValueError: `PAGEDOPT_BACKEND` names no backend, or one that cannot run here.
+        ValueError: `PAGEDOPT_BACKEND` names no backend, or one that cannot run here; or `PAGEDOPT_TARGET` an
+            instruction set that this processor does not have.
     """
-    name = os.environ.get("PAGEDOPT_BACKEND") or _best(device)
+    forced = os.environ.get("PAGEDOPT_BACKEND") or None
+    return _kernel_for(device.type, forced, os.environ.get("PAGEDOPT_TARGET"), os.environ.get("TRITON_INTERPRET"))
+
+
+@lru_cache
+def _kernel_for(device_type: str, forced: str | None, *_: str | None) -> Kernel:
+    """Choose once for each device type and environment: a step asks every time."""
     known = {backend.name: backend for backend in backends()}
+    name = _best(device_type, known) if forced is None else forced
     if name not in known:
         raise ValueError(f"PAGEDOPT_BACKEND must be one of {', '.join(known)}, got {name!r}")
     if not known[name].available:
         raise ValueError(f"PAGEDOPT_BACKEND={name} cannot run here: {known[name].reason}")
-    target = "cpu" if known[name].target == "interpreter" else known[name].target
-    if target in ("cpu", *_ACCELERATORS) and target != device.type:
-        raise ValueError(f"PAGEDOPT_BACKEND={name} runs on {target}, the parameters are on {device.type}")
+    if not _runs_on(known[name], device_type):
+        raise ValueError(f"PAGEDOPT_BACKEND={name} ({known[name].target}) cannot update parameters on {device_type}")
     return _kernel(name)
 
 
-def _best(device: torch.device) -> str:
-    return next(b.name for b in backends() if b.available and b.target in ("any", device.type))
+def _best(device_type: str, known: Mapping[str, Backend]) -> str:
+    if device_type == "cpu":
+        if known["native"].available:
+            return "native"
+        if os.environ.get("PAGEDOPT_TARGET"):
+            raise ValueError(f"PAGEDOPT_TARGET={os.environ['PAGEDOPT_TARGET']} cannot be met: {known['native'].reason}")
+        warnings.warn(
+            f"pagedopt's native backend cannot run, so CPU updates use plain PyTorch and are many times slower: "
+            f"{known['native'].reason}; PAGEDOPT_BACKEND=reference says that this is meant",
+            stacklevel=2,
+        )
+        return "reference"
+    triton = known["triton"]
+    return "triton" if triton.available and triton.target == device_type else "reference"
+
+
+def _runs_on(backend: Backend, device_type: str) -> bool:
+    if backend.name == "native" or backend.target == "interpreter":
+        return device_type == "cpu"
+    return backend.target in ("any", device_type)
+
+
+def _native() -> Backend:
+    try:
+        from pagedopt.kernels import native
+    except ImportError as error:
+        reason = f"its extension cannot be loaded ({error}); install pagedopt again where there is a C++ compiler"
+        return Backend("native", available=False, reason=reason, target="none")
+    try:
+        kernel = native.NativeKernel(os.environ.get("PAGEDOPT_TARGET") or None)
+    except ValueError as error:
+        return Backend("native", available=False, reason=str(error), target="none")
+    why = "PAGEDOPT_TARGET names it" if os.environ.get("PAGEDOPT_TARGET") else "the best that this processor has"
+    return Backend(
+        "native", available=True, reason=f"built with the {kernel.target} target, {why}", target=kernel.target
+    )
 
 
 _ACCELERATORS = ("cuda", "xpu")
@@ -92,8 +142,11 @@ def _triton_target() -> str | None:
     return accelerator.type if accelerator is not None and accelerator.type in _ACCELERATORS else None
 
 
-@lru_cache
 def _kernel(name: str) -> Kernel:
+    if name == "native":
+        from pagedopt.kernels.native import NativeKernel
+
+        return NativeKernel(os.environ.get("PAGEDOPT_TARGET") or None)
     if name == "triton":
         from pagedopt.kernels.triton_adamw import TritonKernel
 

@@ -60,6 +60,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._store = Store(pager if isinstance(pager, Pager) else shared_pager(pager))
         self._state_map = StateMap(self._store.discard, self._store.clear)
         self._parameters = Parameters(options, self._store)
+        self._format_version = 0
         self._is_closed = False
 
     # -- step ---------------------------------------------------------------------------------------------------------
@@ -107,9 +108,9 @@ class PagedOptimizer(torch.optim.Optimizer):
             KeyError: no parameter of this name or no parameter of this optimizer.
             TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
         """
-        target = self._parameters.named(param) if isinstance(param, str) else param
         with self._store.lock, torch.no_grad():
             self._begin()
+            target = self._parameters.named(param) if isinstance(param, str) else param
             if target not in self._parameters:
                 raise KeyError("this tensor is no parameter of this optimizer")
             grad = target.grad if grad is None else grad
@@ -186,6 +187,9 @@ class PagedOptimizer(torch.optim.Optimizer):
         """Learn what changed about parameters; state of those that are gone (FSDP2 replaces them) is released."""
         for gone in self._parameters.refresh(self.param_groups):
             del self._state_map[gone]
+        if self._parameters.version != self._format_version:
+            self._follow_formats()
+            self._format_version = self._parameters.version
 
     def _name_of(self, param: Tensor) -> str:
         return self._parameters.name_of(param)
@@ -274,6 +278,15 @@ class PagedOptimizer(torch.optim.Optimizer):
     def _write_entries(self, incoming: dict[Tensor, state_dicts.Incoming]) -> None:
         for param, entry in incoming.items():
             entry.write(self._store, self._place(param, entry.state_format))
+
+    def _follow_formats(self) -> None:
+        """Convert state that a changed group or override says is to be kept in another format."""
+        for param, record in list(self._store.records.items()):
+            if self._format_for(param) is not record.state_format:
+                entry = self._state_map[param].snapshot()
+                incoming = state_dicts.check_entries({param: entry}, self._format_for, self._name_of)
+                self._store.discard(param)
+                self._take_in_one(param, incoming[param], entry)
 
     # -- state and checkpoints ----------------------------------------------------------------------------------------
 
@@ -414,7 +427,7 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def memory_stats(self) -> MemoryStats:
         """Return where this optimizer's state is, in bytes and pages, and the budget it shares."""
-        return memory_stats(self._store)
+        return memory_stats(self._store, {p.device for group in self.param_groups for p in group["params"]})
 
     def paging_stats(self) -> PagingStats:
         """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled."""

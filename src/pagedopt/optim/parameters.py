@@ -18,6 +18,9 @@ from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.optim.plan import Plan, Source
 from pagedopt.optim.store import Store
 
+_FORMAT_CHOICES = ("optim_bits", "min_8bit_size", "block_wise", "percentile_clipping", "amsgrad")
+"""What a group may say of how state is kept; looked at again whenever it changed."""
+
 
 class Parameters:
     """The parameters in an optimizer's groups, as of the last `refresh`.
@@ -34,20 +37,25 @@ class Parameters:
         self._resolved: dict[int, tuple[Source, StateOptions]] = {}
         self._plans: dict[int | None, list[Plan]] = {}
         self._versions = (-1, -1)
+        self._choices: list[list[Any]] = []
         self.all: list[Tensor] = []
         """Every parameter, in the order of the groups."""
+        self.version = 0
+        """Moves when groups or overrides may say something else of how state is kept."""
 
     def refresh(self, groups: list[dict[str, Any]]) -> list[Tensor]:
         """Learn what changed in groups, overrides or state; return the parameters that have state and are gone."""
         manager = GlobalOptimManager.get_instance()
         found = [param for group in groups for param in group["params"]]
-        same = _are_same(found, self.all) and _are_same(groups, self._groups)
+        choices = [[group.get(name) for name in _FORMAT_CHOICES] for group in groups]
+        same = _are_same(found, self.all) and _are_same(groups, self._groups) and choices == self._choices
         versions = (manager.version, self._store.version)
         if same and versions == self._versions:
             return []
         self._plans.clear()
         if not same or versions[0] != self._versions[0]:
-            self.all, self._groups = found, list(groups)
+            self.all, self._groups, self._choices = found, list(groups), choices
+            self.version += 1
             self._resolve({id(param): config for param, config in manager.overrides()})
         self._versions = versions
         return [param for param in self._store.records if param not in self]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
+
 from pagedopt.optim.store import Store
+from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 
 
@@ -13,11 +17,12 @@ class MemoryStats(NamedTuple):
 
     Attributes:
         host_bytes: bytes of state off the accelerator, in RAM and on disk.
-        gpu_bytes: bytes of frames on accelerators.
+        gpu_bytes: bytes of state in frames on accelerators.
         pages: pages that hold its state.
         resident_pages: those of them that are in frames now.
-        disk_bytes: bytes of spill file that its pagers hold.
-        budget_bytes: the most that the frames of its pagers may take; None: unlimited.
+        disk_bytes: bytes of spill file that its pages hold.
+        budget_bytes: the most that the frames of its pagers may take, shared with the optimizers that share them; None:
+            unlimited, or automatic and not known before the first step.
     """
 
     host_bytes: int
@@ -28,20 +33,30 @@ class MemoryStats(NamedTuple):
     budget_bytes: int | None
 
 
-def memory_stats(store: Store) -> MemoryStats:
-    """Return where the state in `store` is. Pagers that it shares are counted whole."""
+def memory_stats(store: Store, devices: Iterable[torch.device]) -> MemoryStats:
+    """Return where the state in `store`, of parameters on `devices`, is."""
     host = gpu = pages = resident = disk = 0
-    budgets: list[int | None] = []
-    for device, pager in store.pager.devices().items():
-        memory = pager.memory
+    for device, own in store.pages().items():
+        pager = store.pager.on(device)
+        memory = pager.memory_of(own)
         on_accelerator = device.type != "cpu"
         gpu += memory.frame_nbytes if on_accelerator else 0
         # In RAM a frame is a copy of its page on disk, or the page itself where there is no disk tier: count it once.
         host += memory.host_nbytes + memory.disk_nbytes if on_accelerator else memory.num_pages * pager.page_nbytes
         pages, resident, disk = pages + memory.num_pages, resident + memory.num_resident, disk + memory.disk_nbytes
-        budgets.append(memory.budget_nbytes)
-    known = [budget for budget in budgets if budget is not None]
-    return MemoryStats(host, gpu, pages, resident, disk, sum(known) if known and len(known) == len(budgets) else None)
+    return MemoryStats(host, gpu, pages, resident, disk, _budget_nbytes(store.pager, devices))
+
+
+def _budget_nbytes(pager: Pager, devices: Iterable[torch.device]) -> int | None:
+    """Return the budgets of all `devices` together; None if one is unlimited, or automatic and not asked for yet."""
+    total = 0
+    for device in devices:
+        known = pager.devices().get(device)
+        budget = pager.config.frame_budget(device)[1] if known is None else known.memory.budget_nbytes
+        if not budget:
+            return None
+        total += budget
+    return total
 
 
 def paging_stats(store: Store) -> PagingStats:

@@ -137,6 +137,13 @@ class Store:
         self.version += 1
         return record
 
+    def pages(self) -> dict[torch.device, set[int]]:
+        """Return the pages that hold this store's state, by device."""
+        found: dict[torch.device, set[int]] = {}
+        for record in self.records.values():
+            found.setdefault(record.device, set()).update(page for page, _ in record.segments)
+        return found
+
     def discard(self, parameter: Tensor) -> None:
         """Release the state of `parameter`, if it has any."""
         record = self.records.pop(parameter, None)

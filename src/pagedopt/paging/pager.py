@@ -1,13 +1,14 @@
 """The paging engine, written down; and `Pager`, the part of it that optimizers share.
 
     Pager  budgets of one configuration
-      ├── DevicePager  one device: pages, frames, what moves when        device.py    mechanism
-      │     ├── PageTable    what is known about each page               table.py     numbers, no tensors
-      │     ├── FramePool    frames, charged before allocated            frames.py    tensors, no policy
-      │     ├── Replacement  which page leaves next                      replacement.py
-      │     └── Tier         where pages are that have no frame          pagedopt.tiers
-      └── Ledger       RAM, shared by all devices                        budget.py
-    sweep              one pass over pages                               sweep.py     policy
+      ├── DevicePager  one device, as optimizers use it: one turn at a time    device.py
+      │     └── Residency    which pages are in frames: all transitions        residency.py
+      │           ├── PageTable    what is known about each page               table.py      numbers, no tensors
+      │           ├── FramePool    frames, charged before allocated            frames.py     tensors, no policy
+      │           ├── Replacement  which page leaves next                      replacement.py
+      │           └── Tier         where pages are that have no frame          pagedopt.tiers
+      └── Ledger       RAM, shared by all devices                              budget.py
+    sweep              one pass over pages, in order                           sweep.py
 
 The states of a page, and what moves it from one to the next:
 
@@ -25,16 +26,16 @@ The states of a page, and what moves it from one to the next:
 
 | from | to | when | function |
 |---|---|---|---|
-| (none) | EVICTED | a page is opened; with room in the tier once pages outnumber frames | `_new_page` |
-| EVICTED | READING | a pin or prefetch finds a frame for it | `_fill` |
+| (none) | EVICTED | a page is opened; with room in the tier once pages outnumber frames | `new_page` |
+| EVICTED | READING | a pin or prefetch finds a frame for it | `occupy`, `read_ahead`, `_fill` |
 | READING | RESIDENT | its read ended; a page never written is zeroed instead | `_end_read` |
 | READING | EVICTED | its read failed | `_end_read` |
 | RESIDENT | LEAVING | at an unpin: the pages expected next need more frames than are left | `_write_behind`, `_leave` |
 | RESIDENT | LEAVING | a pin found no frame left | `_taken_frame`, `_leave` |
-| LEAVING | RESIDENT | it is pinned before its frame was taken; the write is waited for | `_settle` |
-| LEAVING | EVICTED | its frame is taken; what fills the frame next follows its write | `_evict` |
-| any | LOST | its write failed; or whoever was in it says so | `_lose` |
-| any | gone | its last claim is released and its last pin given back | `_drop` |
+| LEAVING | RESIDENT | it is pinned before its frame was taken; the write is waited for | `settle` |
+| LEAVING | EVICTED | its frame is taken; what fills it next follows its write | `_evict` |
+| any | LOST | its write failed; or whoever was in it says so | `lose` |
+| any | gone | its last claim is released and its last pin given back | `drop` |
 
 A dirty page that begins to leave is written at once (`_write`); one that stays is not written at all.
 

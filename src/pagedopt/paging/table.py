@@ -36,6 +36,7 @@ class Page:
         frame: the frame it is in; None unless READING, RESIDENT or LEAVING.
         transfer: the read that fills its frame, or the last write from it; None once it was waited for.
         pins: how many users are in its frame.
+        is_hint: whether the read under way was a prefetch, which may fail without making a pin fail.
         is_dirty: whether its frame holds what its home does not.
         is_stored: whether it was ever written home (else it is zero, and nothing is read).
         is_doomed: whether it goes with its last pin.
@@ -49,6 +50,7 @@ class Page:
     frame: Frame | None = None
     transfer: Transfer | None = None
     pins: int = 0
+    is_hint: bool = False
     is_dirty: bool = False
     is_stored: bool = False
     is_doomed: bool = False

@@ -1,0 +1,406 @@
+"""Which pages are in frames: the transitions that `paging.pager` draws, one function each.
+
+Nothing here takes a lock or waits for another thread: `paging.device` calls it one turn at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from copy import copy
+
+from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
+from pagedopt.paging.config import too_small
+from pagedopt.paging.frames import Frame, FramePool
+from pagedopt.paging.replacement import Replacement
+from pagedopt.paging.stats import Counters, PagingMemory
+from pagedopt.paging.table import Page, PageState, PageTable
+from pagedopt.tiers.base import Tier, TierUsage, Transfer
+
+Observer = Callable[[str, int], None]
+"""Told `read, pin, hit, fault, unpin, write, evict` or `prefetch`, and the page. It must not call the pager."""
+
+_IN_FRAMES = (PageState.RESIDENT, PageState.LEAVING)
+
+
+class Residency:
+    """Pages, frames and the tier of one device.
+
+    Args:
+        page_nbytes: bytes of a page.
+        prefetch_depth: pages read ahead, and as many written behind.
+        frames: the frames, and with them the budget.
+        open_tier: makes the home of pages that do not fit; called when the first page does not.
+        budget_name: the argument to name where the budget is too small.
+    """
+
+    def __init__(
+        self,
+        *,
+        page_nbytes: int,
+        prefetch_depth: int,
+        frames: FramePool,
+        open_tier: Callable[[], Tier],
+        budget_name: str,
+    ) -> None:
+        self.page_nbytes = page_nbytes
+        self.prefetch_depth = prefetch_depth
+        self.frames = frames
+        self.table = PageTable()
+        self.replacement = Replacement(prefetch_depth)
+        self.counters = Counters()
+        self.observer: Observer | None = None
+        self.tier: Tier | None = None
+        self.leaving: dict[int, Page] = {}  # in the order in which they began to leave
+        self.writing: dict[int, tuple[Page, Transfer]] = {}  # writes not yet known to have ended well
+        self.lost: dict[int, Exception] = {}
+        self._open_tier = open_tier
+        self._budget_name = budget_name
+
+    @property
+    def working_set(self) -> int:
+        """Frames that a sweep needs at once."""
+        return 1 + 2 * self.prefetch_depth
+
+    @property
+    def memory(self) -> PagingMemory:
+        """Where the pages are."""
+        usage = TierUsage() if self.tier is None else self.tier.usage
+        return PagingMemory(
+            num_pages=len(self.table),
+            num_resident=sum(page.state in _IN_FRAMES for page in self.table.values()),
+            frame_nbytes=self.frames.num_allocated * self.page_nbytes,
+            host_nbytes=usage.host_nbytes,
+            disk_nbytes=usage.disk_nbytes,
+            budget_nbytes=self.frames.budget_nbytes,
+        )
+
+    def memory_of(self, numbers: Iterable[int]) -> PagingMemory:
+        """Where some of the pages are; the frames counted are those that they are in."""
+        pages = [self.table[number] for number in numbers]
+        num_resident = sum(page.state in _IN_FRAMES for page in pages)
+        homes = [] if self.tier is None else [self.tier.home(page.number) for page in pages]
+        return PagingMemory(
+            num_pages=len(pages),
+            num_resident=num_resident,
+            frame_nbytes=num_resident * self.page_nbytes,
+            host_nbytes=homes.count("host") * self.page_nbytes,
+            disk_nbytes=homes.count("disk") * self.page_nbytes,
+            budget_nbytes=self.frames.budget_nbytes,
+        )
+
+    # -- space ---------------------------------------------------------------------------------------------------------
+
+    def new_page(self) -> Page:
+        """Add a page, with a frame of its own if the budget has one, else with room in the tier."""
+        has_frame = self.frames.grow()
+        try:
+            if not has_frame and self.frames.num_charged < self.working_set:
+                held = self.frames.num_charged * self.page_nbytes
+                raise too_small(self._budget_name, held, self.page_nbytes, self.prefetch_depth)
+            return self._reserved_page(must_spill=not has_frame)
+        except (BudgetError, SpillError):
+            if has_frame:
+                self.frames.shrink()
+            raise
+
+    def _reserved_page(self, *, must_spill: bool) -> Page:
+        """Add a page. Once one page has to leave at times, any may: from then on all of them have room in the tier."""
+        page = self.table.add()
+        try:
+            if self.tier is not None:
+                self.tier.reserve(page.number, self.page_nbytes)
+            elif must_spill:
+                self.tier = self._reserve_all()
+        except SpillError:
+            self.table.remove(page)
+            raise
+        return page
+
+    def _reserve_all(self) -> Tier:
+        tier = self._open_tier()
+        try:
+            for page in self.table.values():
+                tier.reserve(page.number, self.page_nbytes)
+        except SpillError:
+            tier.close()
+            raise
+        return tier
+
+    def drop(self, page: Page) -> None:
+        """Forget a page and free all that it has; if somebody is in it, when they leave."""
+        if page.pins:
+            page.is_doomed = True
+            return
+        self._outlast(page)
+        self._vacate(page)
+        self.lost.pop(page.number, None)
+        if self.tier is not None:
+            self.tier.release(page.number)
+        self.table.remove(page)
+        if self.frames.num_charged > len(self.table):
+            self.frames.shrink()
+
+    def close_tier(self) -> None:
+        """Give back the tier's memory, file and threads."""
+        if self.tier is not None:
+            self.tier.close()
+            self.tier = None
+
+    # -- into a frame --------------------------------------------------------------------------------------------------
+
+    def occupy(self, page: Page) -> bool:
+        """Give `page` a frame, if it has none, and begin to fill it; return False if every frame is pinned."""
+        if page.frame is None:
+            frame = self._free_frame() or self._taken_frame()
+            if frame is None:
+                return False
+            self._fill(page, frame)
+            page.is_hint = False
+        return True
+
+    def read_ahead(self, pages: Iterable[Page]) -> None:
+        """Begin to read pages as far as there are frames that nobody needs: a hint, which never raises."""
+        for page in pages:
+            if page.state is not PageState.EVICTED or not page.is_stored or self.lost:
+                continue
+            try:
+                frame = self._free_frame()
+            except (MemoryError, RuntimeError):  # none can be allocated: the pin that needs one will say so
+                return
+            if frame is None:
+                return
+            self._fill(page, frame)
+            page.is_hint = True
+            self.counters.prefetches += 1
+            self.notify("prefetch", page)
+
+    def _free_frame(self) -> Frame | None:
+        """Return a frame that is idle, or is left by the page that began to leave first."""
+        self.collect()
+        frame = self.frames.take()
+        if frame is None and self.leaving:
+            frame = self._evict(next(iter(self.leaving.values())))
+        return frame
+
+    def _taken_frame(self) -> Frame | None:
+        """Return a frame taken from a page that would rather stay, None if all are pinned."""
+        victim = self.replacement.victim(len(self.table))
+        if victim is None:
+            victim = self.replacement.last_resort()
+        if victim is None:
+            return None
+        self._leave(self.table[victim])
+        return self._free_frame()
+
+    def _fill(self, page: Page, frame: Frame) -> None:
+        page.frame, page.state = frame, PageState.READING
+        pending, frame.pending = frame.pending, None
+        self.replacement.expect(page.number)
+        if not page.is_stored:
+            page.transfer = pending  # then it is filled with zeros
+            return
+        assert self.tier is not None
+        after = () if pending is None else (pending,)
+        page.transfer = self.tier.read(page.number, frame.buffer, after=after)
+        self.counters.bytes_read[self.tier.home(page.number)] += self.page_nbytes
+        self.notify("read", page)
+
+    def settle(self, page: Page) -> None:
+        """Make the frame of `page` its user's: nothing reads or writes it any more.
+
+        Raises:
+            SpillError: it could not be read.
+            StateLostError: a write failed.
+        """
+        if page.state is PageState.READING:
+            self._settle_read(page)
+            return
+        if page.state is PageState.LEAVING:
+            del self.leaving[page.number]
+            page.state = PageState.RESIDENT
+            self.replacement.unpin(page.number)
+        if page.transfer is not None:
+            self._end_write(page.number)
+            self.refuse_lost()
+
+    def _settle_read(self, page: Page) -> None:
+        try:
+            self._end_read(page)
+        except SpillError:
+            self.collect()
+            self.refuse_lost()  # then the read failed because the write that it followed did
+            if not page.is_hint:
+                raise
+            self.occupy(page)  # a hint makes no pin fail: read again, now in earnest
+            self._end_read(page)
+
+    def _end_read(self, page: Page) -> None:
+        assert page.frame is not None
+        try:
+            self._wait(page.transfer)
+        except SpillError:
+            self.frames.give(page.frame)
+            self.replacement.forget(page.number)
+            page.frame, page.transfer, page.state = None, None, PageState.EVICTED
+            raise
+        if not page.is_stored:
+            page.frame.buffer.zero_()
+        page.transfer, page.state = None, PageState.RESIDENT
+
+    # -- out of a frame ------------------------------------------------------------------------------------------------
+
+    def retire(self, page: Page) -> None:
+        """The last user of `page` is done with it."""
+        if page.is_doomed:
+            self.drop(page)
+        elif page.state is PageState.LOST:
+            self._vacate(page)
+        else:
+            self.replacement.unpin(page.number)
+            self._write_behind(page)
+
+    def _write_behind(self, page: Page) -> None:
+        """Let a page leave now if the pages expected next need more frames than are free or being left."""
+        if self.tier is None or self.lost:
+            return
+        coming = self.table.following(page, 2 * self.prefetch_depth)
+        need = sum(next_page.frame is None or next_page.state is PageState.LEAVING for next_page in coming)
+        if need > self.frames.num_available + len(self.leaving):
+            victim = self.replacement.victim(len(self.table))
+            if victim is not None:
+                self._leave(self.table[victim])
+
+    def _leave(self, page: Page) -> None:
+        if page.state is PageState.READING:
+            self._outlast(page)
+        if page.state is PageState.RESIDENT:
+            if page.is_dirty:
+                self._write(page)
+            page.state = PageState.LEAVING
+            self.leaving[page.number] = page
+            self.replacement.forget(page.number)
+
+    def _evict(self, page: Page) -> Frame:
+        """Take the frame of a leaving page; whoever uses it follows the page's write."""
+        assert page.frame is not None
+        del self.leaving[page.number]
+        frame, frame.pending = page.frame, page.transfer
+        page.frame, page.transfer, page.state = None, None, PageState.EVICTED
+        self.counters.evictions += 1
+        self.notify("evict", page)
+        return frame
+
+    # -- home ----------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write every dirty page that is not pinned, a few at a time, and end all transfers."""
+        for page in list(self.table.values()):
+            if self.tier is not None and page.is_dirty and page.pins == 0:
+                self._write(page)
+            while len(self.writing) > self.prefetch_depth:
+                self._end_write(next(iter(self.writing)))
+        for page in list(self.table.values()):
+            self._outlast(page)
+        self.refuse_lost()
+
+    def _write(self, page: Page) -> None:
+        assert self.tier is not None
+        assert page.frame is not None
+        if page.number in self.writing:  # ended long ago, as the page was read since
+            self._end_write(page.number)
+        transfer = self.tier.write(page.number, page.frame.buffer)
+        self.writing[page.number] = page, transfer  # before it counts as clean: an interrupt may come in between
+        page.transfer = transfer
+        page.is_dirty, page.is_stored = False, True
+        self.counters.bytes_written[self.tier.home(page.number)] += self.page_nbytes
+        self.notify("write", page)
+
+    def collect(self) -> None:
+        """Learn which writes ended, and which pages were lost with them."""
+        for number in [number for number, (_, transfer) in self.writing.items() if transfer.done()]:
+            self._end_write(number)
+
+    def _end_write(self, number: int) -> None:
+        page, transfer = self.writing[number]
+        failure: SpillError | None = None
+        try:
+            self._wait(transfer)
+        except SpillError as error:
+            failure = error
+        self.writing.pop(number)  # not before the wait, which an interrupt may end
+        if page.transfer is transfer:
+            page.transfer = None
+        if failure is not None:
+            self.lose(page, failure)
+
+    def _outlast(self, page: Page) -> None:
+        """Wait for whatever is under way with `page`, however it ends."""
+        if page.number in self.writing:
+            self._end_write(page.number)
+        if page.state is PageState.READING:
+            try:
+                self._end_read(page)
+            except SpillError:  # nobody asked for this page: it stays where it was
+                return
+
+    # -- lost ----------------------------------------------------------------------------------------------------------
+
+    def lose(self, page: Page, error: Exception) -> None:
+        """The bytes of `page` are gone or half updated: nothing is pinned until it is dropped."""
+        self.lost[page.number] = _without_traceback(error)
+        self._outlast(page)
+        page.state, page.is_dirty = PageState.LOST, False
+        self._vacate(page)
+
+    def _vacate(self, page: Page) -> None:
+        """Give the frame of a lost or dropped page back, unless somebody is still in it."""
+        self.leaving.pop(page.number, None)
+        self.replacement.forget(page.number)
+        if page.frame is not None and page.pins == 0:
+            self.frames.give(page.frame)
+            page.frame = page.transfer = None
+
+    def refuse_lost(self) -> None:
+        """Raise `StateLostError` while a page is lost."""
+        if self.lost:
+            number, error = next(iter(self.lost.items()))
+            raise StateLostError(
+                f"page {number} of the optimizer's state is lost ({error}); "
+                "load a state dict or checkpoint, or clear the optimizer's state, before the next step"
+            ) from error
+
+    # -- what is told --------------------------------------------------------------------------------------------------
+
+    def count_use(self, page: Page) -> None:
+        """`page` is about to be pinned."""
+        if page.frame is None:
+            self.counters.faults += 1
+            self.notify("fault", page)
+        else:
+            self.counters.hits += 1
+            self.notify("hit", page)
+
+    def notify(self, event: str, page: Page) -> None:
+        if self.observer is not None:
+            self.observer(event, page.number)
+
+    def _wait(self, transfer: Transfer | None) -> None:
+        if transfer is None:
+            return
+        if transfer.done():
+            transfer.wait()
+            return
+        start = time.perf_counter()
+        try:
+            transfer.wait()
+        finally:
+            self.counters.stalled_seconds += time.perf_counter() - start
+
+
+def _without_traceback(error: Exception) -> Exception:
+    """Return a copy of `error` that keeps no frames, and so no optimizer, alive."""
+    try:
+        return copy(error)
+    except TypeError:  # an exception whose constructor takes something else than its args
+        return PagedOptError(f"{type(error).__name__}: {error}")
