@@ -17,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test bench check format pins clean
+.PHONY: help demo qlora test torture bench check format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,10 @@ qlora: $(STAMPS)/hf $(STAMPS)/package  ## fine-tune an NF4 model with LoRA on pa
 # One thread a process: processes that share cores with more threads than cores spend their time waiting for each other.
 test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager", TEST_PROCESSES=4)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations 10 $(PYTEST_FLAGS)
+
+torture: $(STAMPS)/test $(STAMPS)/package  ## kill 2,000 trainers and damage 60,000 checkpoints; half an hour
+	PAGEDOPT_TORTURE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 tests/torture \
+		tests/checkpoint/test_damage.py $(PYTEST_FLAGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)

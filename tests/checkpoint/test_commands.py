@@ -1,0 +1,274 @@
+"""`pagedopt inspect` and `pagedopt convert`: what they say, what they make, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pagedopt
+from mutations import MANIFEST
+from oracle import random_params, train, twins
+from pagedopt import AdamW, PagedAdamW
+from pagedopt.checkpoint.convert import convert
+from pagedopt.checkpoint.inspection import inspect
+from pagedopt.cli import main
+from pagedopt.formats.bitsandbytes import WRAPPER
+from states import SHAPES, contents, differences, optimizer_of, params_of
+from strategies import STATE_KINDS
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Return exit code, output and errors of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    pagedopt.save(optimizer_of("8-clipped"), tmp_path / "checkpoint", max_file_size=100_000)
+    return tmp_path / "checkpoint"
+
+
+def like(kind: str) -> PagedAdamW:
+    params = random_params(SHAPES)
+    return PagedAdamW(params, page_size="64KiB", **STATE_KINDS[kind])
+
+
+# inspect
+
+
+def test_inspect_says_what_is_in_a_checkpoint(saved: Path, capsys: Any) -> None:
+    code, out, _ = run(capsys, "inspect", saved)
+    assert code == 0
+    for said in ("pagedopt checkpoint", "dynamic8/1", "blockwise8", "float32", "lr=0.01", "whole: every checksum"):
+        assert said in out
+    assert str(len(SHAPES)) in out
+
+
+def test_inspect_as_json_is_for_programs(saved: Path, capsys: Any) -> None:
+    code, out, _ = run(capsys, "inspect", saved, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["kind"] == "pagedopt checkpoint"
+    assert found["params"] == len(SHAPES)
+    assert found["steps"] == [2, 2]
+    assert found["damage"] == []
+    assert found["is_verified"] is True
+    assert sum(way["values"] for way in found["kept"]) == sum(torch.Size(shape).numel() for shape in SHAPES)
+    assert sum(found["files"].values()) == sum(path.stat().st_size for path in saved.iterdir())
+
+
+def test_inspect_names_every_damaged_tensor_and_exits_with_1(saved: Path, capsys: Any) -> None:
+    for path in saved.glob("*.safetensors"):
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+    count = len(list(saved.glob("*.safetensors")))
+    code, out, _ = run(capsys, "inspect", saved)
+    assert code == 1
+    assert out.count("DAMAGED: ") == count > 1
+    assert out.count("its checksum differs") == count
+    code, out, _ = run(capsys, "inspect", saved, "--quick")
+    assert code == 0
+    assert "checksums were not compared" in out
+    next(saved.glob("*.safetensors")).unlink()
+    code, out, _ = run(capsys, "inspect", saved, "--json", "--quick")
+    assert code == 1
+    assert "is missing" in json.loads(out)["damage"][0]
+
+
+@pytest.mark.parametrize(
+    "what", ["nothing", "empty folder", "garbage manifest", "no torch file", "pickle that runs code"]
+)
+def test_inspect_of_no_checkpoint_is_an_error_and_runs_nothing(what: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "x"
+    if what == "empty folder":
+        path.mkdir()
+    elif what == "garbage manifest":
+        path.mkdir()
+        (path / MANIFEST).write_bytes(b"\x00garbage")
+    elif what == "no torch file":
+        path.write_bytes(b"garbage")
+    elif what == "pickle that runs code":
+        torch.save({"state": _Evil(), "param_groups": []}, path)
+    code, out, err = run(capsys, "inspect", path)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert str(path) in err
+    assert err.count("\n") == 1
+    assert not out
+    assert not (tmp_path / "ran").exists()
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("/tmp/pagedopt-evil-ran"),)
+
+
+def test_inspect_tells_whose_state_is_in_a_file_of_torchs(tmp_path: Path, capsys: Any) -> None:
+    params = random_params([(64, 80)])
+    theirs = torch.optim.AdamW(params)
+    train(theirs, params, 3)
+    torch.save(theirs.state_dict(), tmp_path / "optimizer.pt")
+    code, out, _ = run(capsys, "inspect", tmp_path / "optimizer.pt")
+    assert code == 0
+    assert "state dict of torch.save" in out
+    assert "32-bit" in out
+    assert inspect(tmp_path / "optimizer.pt").steps == (3, 3)
+
+
+# convert
+
+
+@pytest.mark.parametrize("kind", ["8-clipped", "32-amsgrad", "8-tensor-wise"])
+def test_to_torch_is_what_export_makes(kind: str, tmp_path: Path, capsys: Any) -> None:
+    optimizer = optimizer_of(kind)
+    pagedopt.save(optimizer, tmp_path / "in")
+    code, out, _ = run(capsys, "convert", tmp_path / "in", tmp_path / "out.pt", "--to", "torch")
+    assert (code, out) == (0, f"wrote the state of {len(SHAPES)} parameters to {tmp_path / 'out.pt'}\n")
+    _assert_same(torch.load(tmp_path / "out.pt", weights_only=True), pagedopt.export_state(optimizer, "torch"))
+    theirs = torch.optim.AdamW(twins(params_of(optimizer), 1)[0])
+    theirs.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("options", [(), ("--wrapped",), ("--bits", "8", "--min-8bit-size", "100"), ("--bits", "32")])
+def test_to_bitsandbytes_is_what_export_makes(options: tuple[str, ...], tmp_path: Path, capsys: Any) -> None:
+    optimizer = optimizer_of("8-clipped")
+    pagedopt.save(optimizer, tmp_path / "in")
+    code, _, _ = run(capsys, "convert", tmp_path / "in", tmp_path / "out.pt", "--to", "bitsandbytes", *options)
+    assert code == 0
+    bits = int(options[1]) if "--bits" in options else None
+    expected = pagedopt.export_state(
+        optimizer, "bitsandbytes", optim_bits=bits, min_8bit_size=100, wrapped="--wrapped" in options
+    )
+    _assert_same(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+
+
+def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["param_groups"] == expected["param_groups"]
+    assert found["state"].keys() == expected["state"].keys()
+    for number, entry in expected["state"].items():
+        ours, theirs = found["state"][number], entry
+        if WRAPPER in entry:
+            ours, theirs = ours[WRAPPER], theirs[WRAPPER]
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(value)), (number, key)
+
+
+@pytest.mark.parametrize("kind", ["8", "32", "32-amsgrad"])
+@pytest.mark.parametrize("way", ["torch", "bitsandbytes", "state dict"])
+def test_a_file_of_anyones_becomes_a_checkpoint_that_loads_as_the_file_does(
+    kind: str, way: str, tmp_path: Path, capsys: Any
+) -> None:
+    if (kind, way) == ("32-amsgrad", "bitsandbytes"):
+        pytest.skip("bitsandbytes has no amsgrad")
+    optimizer = optimizer_of(kind)
+    state_dict = optimizer.state_dict() if way == "state dict" else pagedopt.export_state(optimizer, way)  # type: ignore[arg-type]
+    torch.save(state_dict, tmp_path / "in.pt")
+    code, _, err = run(capsys, "convert", tmp_path / "in.pt", tmp_path / "out", "--to", "pagedopt")
+    assert (code, err) == (0, "")
+    loads = "32-amsgrad" if kind == "32-amsgrad" else "32" if way == "torch" else kind
+    from_checkpoint, from_file = like(loads), like(loads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        pagedopt.load(from_checkpoint, tmp_path / "out")
+        from_file.load_state_dict(torch.load(tmp_path / "in.pt", weights_only=True))
+    assert differences(contents(from_checkpoint), contents(from_file)) == []
+
+
+def test_a_checkpoint_converts_to_other_bits(tmp_path: Path, capsys: Any) -> None:
+    optimizer = optimizer_of("32")
+    pagedopt.save(optimizer, tmp_path / "in")
+    run(capsys, "convert", tmp_path / "in", tmp_path / "out", "--to", "pagedopt", "--bits", "8")
+    loaded, expected = like("8"), like("8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        expected.load_state_dict(optimizer.state_dict())
+    pagedopt.load(loaded, tmp_path / "out")
+    assert differences(contents(loaded), contents(expected)) == []
+
+
+def test_large_state_is_put_together_in_files_beside_the_result(tmp_path: Path, monkeypatch: Any) -> None:
+    from pagedopt.checkpoint import convert as module
+
+    optimizer = optimizer_of("8")
+    pagedopt.save(optimizer, tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "small.pt", "torch")
+    monkeypatch.setattr(module, "_IN_RAM_NBYTES", 0)
+    convert(tmp_path / "in", tmp_path / "large.pt", "torch")
+    _assert_same(*(torch.load(tmp_path / name, weights_only=True) for name in ("small.pt", "large.pt")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "large.pt", "small.pt"]
+
+
+def test_damage_stops_a_conversion_and_what_was_there_stays(saved: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out.pt").write_bytes(b"before")
+    path = next(saved.glob("*.safetensors"))
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    for target, to in (("out.pt", "torch"), ("out.pt", "bitsandbytes"), ("folder", "pagedopt")):
+        code, out, err = run(capsys, "convert", saved, tmp_path / target, "--to", to)
+        assert code == 1
+        assert not out
+        assert f"{path.name}: layer." in err
+        assert "its checksum differs" in err
+    assert (tmp_path / "out.pt").read_bytes() == b"before"
+    assert not (tmp_path / "folder" / MANIFEST).exists()
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing(saved: Path, tmp_path: Path, capsys: Any) -> None:
+    code, _, err = run(capsys, "convert", saved, tmp_path / "missing" / "out.pt", "--to", "torch")
+    assert code == 1
+    assert "cannot write" in err
+    (tmp_path / "file").write_bytes(b"x")
+    code, _, err = run(capsys, "convert", saved, tmp_path / "file", "--to", "pagedopt")
+    assert code == 1
+    assert "cannot save to" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "file"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--to", "flax"),
+        ("--to", "bitsandbytes", "--bits", "4"),
+        ("--to", "torch", "--bits", "8"),
+        ("--to", "torch", "--wrapped"),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_makes_no_sense_exits_with_2(arguments: tuple[str, ...], saved: Path, capsys: Any) -> None:
+    code, out, err = run(capsys, "convert", saved, saved.parent / "out", *arguments)
+    assert code == 2
+    assert not out
+    assert "--" in err
+    assert not (saved.parent / "out").exists()
+
+
+def test_a_torch_file_with_more_than_an_optimizer_says_what_it_has(tmp_path: Path, capsys: Any) -> None:
+    params = random_params([(4,)])
+    optimizer = AdamW(params)
+    train(optimizer, params, 1)
+    torch.save({"model": {}, "optimizer": optimizer.state_dict()}, tmp_path / "all.pt")
+    code, _, err = run(capsys, "convert", tmp_path / "all.pt", tmp_path / "out", "--to", "pagedopt")
+    assert code == 1
+    assert "'model', 'optimizer'" in err
+    assert "save that alone" in err
+
+
+def test_every_command_is_documented_with_its_exit_code_and_an_example(capsys: Any) -> None:
+    for command in ("inspect", "convert"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "Exits with 1" in out
+        assert f"Example: pagedopt {command}" in out
