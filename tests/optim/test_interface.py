@@ -502,12 +502,12 @@ def test_memory_stats_know_the_budget_before_the_first_step(cls: Any, tmp_path: 
 
 
 @paged_class
-def test_page_size_is_never_below_64_kib(cls: Any) -> None:
+def test_page_size_is_never_below_64_kib(cls: Any, tmp_path: Path) -> None:
     """And rounded up: state in one-byte pages is state in pages of 64 KiB."""
     pages = []
     for page_size in (1, "64KiB", 64 << 10):
         params = random_params([(300, 257)])
-        opt = cls(params, page_size=page_size)
+        opt = cls(params, page_size=page_size, spill_dir=tmp_path)
         train(opt, params, 1)
         pages.append(opt.memory_stats().pages)
         opt.close()  # or the next would share its pager, and the page that it left half full
