@@ -208,23 +208,6 @@ def test_large_state_is_put_together_in_files_beside_the_result(tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "large.pt", "small.pt"]
 
 
-def test_damage_stops_a_conversion_and_what_was_there_stays(saved: Path, tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "out.pt").write_bytes(b"before")
-    path = next(saved.glob("*.safetensors"))
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
-    for target, to in (("out.pt", "torch"), ("out.pt", "bitsandbytes"), ("folder", "pagedopt")):
-        code, out, err = run(capsys, "convert", saved, tmp_path / target, "--to", to)
-        assert code == 1
-        assert not out
-        assert f"{path.name}: layer." in err
-        assert "its checksum differs" in err
-    assert (tmp_path / "out.pt").read_bytes() == b"before"
-    assert not (tmp_path / "folder" / MANIFEST).exists()
-    assert not list((tmp_path / "folder").iterdir())
-
-
 def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing(saved: Path, tmp_path: Path, capsys: Any) -> None:
     code, _, err = run(capsys, "convert", saved, tmp_path / "missing" / "out.pt", "--to", "torch")
     assert code == 1

@@ -14,8 +14,8 @@ import pytest
 import pagedopt
 from disks import FailingOs, RecordingOs, images
 from mutations import MANIFEST, Files
-from oracle import train, twins
-from pagedopt import CheckpointError, PagedAdamW, StateLostError
+from oracle import twins
+from pagedopt import CheckpointError, PagedAdamW
 from pagedopt.checkpoint import file_reader, file_writer, files
 from states import contents, differences, files_in, optimizer_of, params_of
 from strategies import STATE_KINDS
@@ -92,45 +92,6 @@ def test_a_save_whose_disk_fails_leaves_the_old_checkpoint_or_the_new(
         assert len(files_in(folder)) == 2, f"{where}: the next save tidies up"
     assert {"open", "fsync", "pwritev", "replace", "ftruncate", "posix_fallocate"} <= seen
     assert was_there <= ("unlink" in seen)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("has_state", [False, True], ids=["new", "stepped"])
-def test_a_load_whose_disk_fails_leaves_nothing_half_loaded(
-    fault: dict[str, Any], has_state: bool, steps: list[PagedAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved = contents(steps[1])
-    pagedopt.save(steps[1], tmp_path)
-    seen, outcomes = set(), set()
-    for fails_at in range(1, 1000):
-        optimizer = new()
-        if has_state:
-            train(optimizer, params_of(optimizer), 1)
-        before = contents(optimizer)
-        system = FailingOs(fails_at, **fault)
-        error = _failure(system, monkeypatch, lambda optimizer=optimizer: pagedopt.load(optimizer, tmp_path))
-        if system.failed is None:
-            break
-        seen.add(system.failed)
-        where = f"{system.failed}, call {fails_at}"
-        if error is None:
-            assert differences(contents(optimizer), saved) == [], where
-            outcomes.add("loaded")
-            continue
-        assert isinstance(error, CheckpointError), (where, repr(error))
-        try:
-            assert differences(contents(optimizer), before) == [], where
-            outcomes.add("unchanged")
-        except StateLostError:
-            assert has_state, f"{where}: a new optimizer is new again"
-            outcomes.add("lost")
-            with pytest.raises(StateLostError, match="load again, or clear"):
-                optimizer.step()
-        pagedopt.load(optimizer, tmp_path)
-        assert differences(contents(optimizer), saved) == [], where
-    assert {"open", "fstat", "preadv"} <= seen
-    assert outcomes >= {"unchanged"}
-    assert "lost" not in outcomes or has_state
 
 
 def _failure(system: FailingOs, monkeypatch: pytest.MonkeyPatch, act: Any) -> BaseException | None:
@@ -225,31 +186,3 @@ def test_every_kind_of_sync_is_needed(
             survivors(steps, tmp_path, monkeypatch, first=False)
     else:
         assert survivors(steps, tmp_path, monkeypatch, first=False) != []
-
-
-@pytest.mark.parametrize("skipped", [1, 2])
-def test_each_of_the_two_folder_syncs_is_needed(
-    skipped: int, steps: list[PagedAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one before the rename and the one after it."""
-    real, calls = files.sync_folder, []
-
-    def sometimes(folder: Path) -> None:
-        calls.append(folder)
-        if len(calls) % 2 != skipped % 2:
-            real(folder)
-
-    pagedopt.save(steps[0], tmp_path / "checkpoint")
-    monkeypatch.setattr(files, "sync_folder", sometimes)
-    known, scratch, wrong = [contents(one) for one in steps], tmp_path / "image", []
-    with monkeypatch.context() as patch:
-        system = RecordingOs(tmp_path / "checkpoint")
-        patch.setattr(files, "os", system)
-        pagedopt.save(steps[1], tmp_path / "checkpoint")
-    rng = random.Random(0)
-    for _, moment in system.moments:
-        for image in images(moment, rng, 6):
-            lay_down(image, scratch)
-            if _outcome(scratch, known) not in (0, 1):
-                wrong.append(image)
-    assert wrong
