@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,9 @@ def main() -> None:
         say(f"saved {digest(model, optimizer)}")
 
     memory = optimizer.memory_stats()
-    print(f"rank {rank}: {memory.resident_pages} of {memory.pages} pages of state resident, budget {arguments.budget}")
+    say(
+        f"rank {rank}: {memory.resident_pages} of {memory.pages} pages of state resident, budget {arguments.budget}", rank
+    )
     dist.destroy_process_group()
 
 
@@ -140,9 +143,11 @@ def digest(model: nn.Module, optimizer: PagedAdamW8bit) -> str:
     return total.hexdigest()
 
 
-def say(text: str) -> None:
-    if dist.get_rank() == 0:
-        print(text, flush=True)
+def say(text: str, rank: int = 0) -> None:
+    if dist.get_rank() == rank:
+        # One write for the whole line: all processes share one output, and print() may write the end of a line apart.
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
