@@ -60,7 +60,8 @@ def main() -> None:
 
     memory = optimizer.memory_stats()
     say(
-        f"rank {rank}: {memory.resident_pages} of {memory.pages} pages of state resident, budget {arguments.budget}", rank
+        f"rank {rank}: {memory.resident_pages} of {memory.pages} pages of state resident, budget {arguments.budget}",
+        rank,
     )
     dist.destroy_process_group()
 

@@ -37,6 +37,7 @@ class FileReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._fd = files.open_regular(path)
         self._chunks: OrderedDict[int, tuple[Tensor, Future[None] | None]] = OrderedDict()  # the last used at the end
         self._threads: ThreadPoolExecutor | None = None
@@ -68,7 +69,7 @@ class FileReader:
         self._chunks.clear()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            files.close(fd)
+            files.close_read(fd, self._path)
 
     def _chunk(self, number: int) -> Tensor:
         self._start(number)
