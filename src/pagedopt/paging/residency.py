@@ -244,8 +244,9 @@ class Residency:
             self.replacement.forget(page.number)
             page.frame, page.transfer, page.state = None, None, PageState.EVICTED
             raise
-        if not page.is_stored:
+        if not page.is_stored and not page.frame.is_zero:
             page.frame.buffer.zero_()
+        page.frame.is_zero = False  # whoever pins it may write
         page.transfer, page.state = None, PageState.RESIDENT
 
     # -- out of a frame ------------------------------------------------------------------------------------------------
