@@ -16,10 +16,10 @@ from torch import Tensor
 from pagedopt.checkpoint import files
 from pagedopt.tiers.buffers import bytes_of, new_host_buffer
 
-CHUNK = 1 << 20
-"""Bytes read at once: enough for a disk's full speed."""
+CHUNK = 2 << 20
+"""Bytes read at once: enough for a disk's full speed, and one huge page of RAM."""
 
-_AHEAD = 3
+_AHEAD = 1
 _MAX_CHUNKS = 4 * (1 + _AHEAD)
 """Chunks in memory: those of as many streams as a parameter has tensors."""
 
