@@ -59,10 +59,8 @@ def main() -> None:
         say(f"saved {digest(model, optimizer)}")
 
     memory = optimizer.memory_stats()
-    say(
-        f"rank {rank}: {memory.resident_pages} of {memory.pages} pages of state resident, budget {arguments.budget}",
-        rank,
-    )
+    pages = f"{memory.resident_pages} of {memory.pages} pages of state resident"
+    say(f"rank {rank}: {pages}, budget {arguments.budget}", rank)
     dist.destroy_process_group()
 
 
