@@ -34,6 +34,7 @@ from pagedopt.optim.store import Record, Store
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.pager import Pager, shared_pager
 from pagedopt.paging.stats import PagingStats
+from pagedopt.ranges import profiled
 
 _T = TypeVar("_T")
 
@@ -127,11 +128,12 @@ class PagedOptimizer(torch.optim.Optimizer):
         """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
         advanced: list[Step] = []
         try:
-            for step in steps:
-                advanced.append(step)
-                step.advance()
-            for step in steps:
-                step.run()
+            with profiled("step"):
+                for step in steps:
+                    advanced.append(step)
+                    step.advance()
+                for step in steps:
+                    step.run()
         except BaseException as error:
             updated = sum(step.pages_updated for step in steps)
             if updated == 0:
