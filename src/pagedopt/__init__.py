@@ -5,6 +5,9 @@ from pagedopt import PagedAdamW8bit
 optimizer = PagedAdamW8bit(model.parameters(), lr=2e-5, max_host_memory="2GiB", spill_dir="/scratch")
 """
 
+import logging
+from typing import TYPE_CHECKING, Any
+
 from pagedopt.checkpoint.export import export_state
 from pagedopt.checkpoint.saving import load, save
 from pagedopt.errors import (
@@ -22,7 +25,15 @@ from pagedopt.optim.statistics import MemoryStats
 from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 
+if TYPE_CHECKING:
+    from pagedopt.observe.trace import trace
+
 __version__ = "0.1.0"
+
+logging.getLogger("pagedopt").addHandler(logging.NullHandler())  # quiet, unless the program says otherwise
+
+_LAZY = {"trace": "pagedopt.observe.trace"}
+"""Names that most trainings do not need, and the modules that they are imported from when they are."""
 
 __all__ = [
     "AdamW",
@@ -47,4 +58,13 @@ __all__ = [
     "export_state",
     "load",
     "save",
+    "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
