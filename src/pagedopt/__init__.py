@@ -5,6 +5,9 @@ from pagedopt import PagedAdamW8bit
 optimizer = PagedAdamW8bit(model.parameters(), lr=2e-5, max_host_memory="2GiB", spill_dir="/scratch")
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from pagedopt.checkpoint.export import export_state
 from pagedopt.checkpoint.saving import load, save
 from pagedopt.errors import (
@@ -22,6 +25,9 @@ from pagedopt.optim.statistics import MemoryStats
 from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 
+if TYPE_CHECKING:
+    from pagedopt.costs.planning import CostPlan, plan
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",
+    "CostPlan",
     "GlobalOptimManager",
     "MemoryStats",
     "PagedAdamW",
@@ -46,5 +53,20 @@ __all__ = [
     "backends",
     "export_state",
     "load",
+    "plan",
     "save",
 ]
+
+_LATER = {"CostPlan": "pagedopt.costs.planning", "plan": "pagedopt.costs.planning"}
+"""Imported when they are first used: training needs none of it."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER]

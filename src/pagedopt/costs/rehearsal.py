@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,22 +20,16 @@ from torch.nn import Parameter
 
 from pagedopt.checkpoint.layout import SavedParam, lay_out, nbytes_of, spread_over_files
 from pagedopt.checkpoint.writing import MAX_FILE_NBYTES
+from pagedopt.costs.empty import EmptyPager
 from pagedopt.costs.weights import Weight
-from pagedopt.errors import SpillError
 from pagedopt.optim.adamw import AdamW, PagedAdamW
 from pagedopt.optim.plan import Plan, Source
 from pagedopt.optim.statistics import MemoryStats
 from pagedopt.optim.store import Record, Store
-from pagedopt.paging.budget import Ledger, automatic_device_nbytes
 from pagedopt.paging.config import PagingConfig
-from pagedopt.paging.device import DevicePager
-from pagedopt.paging.frames import FramePool
-from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 from pagedopt.paging.sweep import sweep
-from pagedopt.tiers.base import EndedTransfer, Home, Tier, TierUsage, Transfer
-from pagedopt.tiers.disk import extent_nbytes
-from pagedopt.tiers.split import SplitTier
+from pagedopt.tiers.base import Home
 
 OptimizerClass = type[AdamW] | type[PagedAdamW]
 
@@ -125,10 +119,10 @@ def rehearse(
     Raises:
         BudgetError: a budget is smaller than the working set. ValueError: an argument is wrong.
     """
-    pager = _EmptyPager(config or PagingConfig.resident(), device)
+    pager = EmptyPager(config or PagingConfig.resident(), device)
     params = _stand_ins(weights, device)
     optimizer = optimizer_class(_groups(weights, params), **_paged(optimizer_class, arguments), pager=pager)
-    construction = pager.phase()
+    construction = _phase(pager)
     optimizer.init_state()  # as the first step does it: all parameters are placed, then the pages are swept
     with optimizer.settled() as store:
         records = [store.records[param] for param in params]
@@ -159,33 +153,46 @@ def rehearse(
     return account
 
 
-def _step(pager: _EmptyPager, plan: Plan) -> Phase:
+def _phase(pager: EmptyPager) -> Phase:
+    """Return what is where, and what was moved since the statistics were reset."""
+    memory, stats = pager.the_one.memory, pager.the_one.stats
+    return Phase(
+        frame_nbytes=memory.frame_nbytes,
+        host_nbytes=memory.host_nbytes,
+        disk_nbytes=memory.disk_nbytes,
+        file_nbytes=pager.disk.file_nbytes,
+        read=dict(stats.bytes_read),
+        written=dict(stats.bytes_written),
+    )
+
+
+def _step(pager: EmptyPager, plan: Plan) -> Phase:
     """Move the pages as `optim.step` does."""
     pager.the_one.reset_stats()
     for pages, dirty in ((plan.tensorwise, False), (plan.pages, True)):
         with closing(sweep(pager.the_one, pages, dirty=dirty)) as frames:
             _exhaust(frames)
-    return pager.phase()
+    return _phase(pager)
 
 
-def _save(pager: _EmptyPager, store: Store, records: Sequence[Record]) -> Phase:
+def _save(pager: EmptyPager, store: Store, records: Sequence[Record]) -> Phase:
     """Move the pages as `checkpoint.saving` does: by parameter."""
     pager.the_one.reset_stats()
     for record in records:
         with closing(store.segments(record, dirty=False)) as segments:
             _exhaust(segments)
-    return pager.phase()
+    return _phase(pager)
 
 
 def _load(config: PagingConfig, device: torch.device, params: Sequence[Tensor], records: Sequence[Record]) -> Phase:
     """Move the pages as `checkpoint.saving` does into a new optimizer: each parameter is placed, then filled."""
-    pager = _EmptyPager(config, device)
+    pager = EmptyPager(config, device)
     store = Store(pager)
     for param, like in zip(params, records, strict=True):
         record = store.place(param, like.state_format, part=like.part, device=like.device)
         with closing(store.segments(record, dirty=True)) as segments:
             _exhaust(segments)
-    phase = pager.phase()
+    phase = _phase(pager)
     store.clear()
     return phase
 
@@ -234,112 +241,3 @@ def _groups(weights: Sequence[Weight], params: Sequence[Tensor]) -> list[dict[st
 
 def _paged(optimizer_class: OptimizerClass, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments if issubclass(optimizer_class, PagedAdamW) else {**arguments, "is_paged": True}
-
-
-class _EmptyPager(Pager):
-    """A pager of one device whose pages have no bytes: every stand-in is on that device."""
-
-    def __init__(self, config: PagingConfig, device: torch.device) -> None:
-        super().__init__(**asdict(config))
-        self._planned = device
-        self.the_one = self.on(torch.device("cpu" if device.type == "cpu" else "meta"))
-
-    def _new_device_pager(self, device: torch.device) -> DevicePager:
-        page_nbytes = self.config.page_nbytes(device)
-        name, budget = self.config.frame_budget(device)
-        buffer = torch.empty(page_nbytes, dtype=torch.uint8, device="meta")
-        ledger = self._host if device.type == "cpu" else Ledger(self._device_limit(budget, page_nbytes))
-        self.frames = FramePool(page_nbytes, lambda _: buffer, ledger)
-        self._disk = _EmptyDisk(page_nbytes)
-        on_accelerator = SplitTier(_EmptyHost(self._host), self._disk)
-        tier: Tier = self._disk if device.type == "cpu" else on_accelerator
-        return DevicePager(
-            page_nbytes=page_nbytes,
-            prefetch_depth=self.config.prefetch_depth,
-            frames=self.frames,
-            open_tier=lambda: tier,
-            budget_name=name,
-        )
-
-    def _device_limit(self, budget: int | None, page_nbytes: int) -> int | None:
-        if budget is None:
-            return max(automatic_device_nbytes(self._planned), self.config.working_set * page_nbytes)
-        return budget or None
-
-    def phase(self) -> Phase:
-        """Return what is where, and what was moved since the statistics were reset."""
-        memory, stats = self.the_one.memory, self.the_one.stats
-        return Phase(
-            frame_nbytes=memory.frame_nbytes,
-            host_nbytes=memory.host_nbytes,
-            disk_nbytes=memory.disk_nbytes,
-            file_nbytes=self._disk.file_nbytes,
-            read=stats.bytes_read,
-            written=stats.bytes_written,
-        )
-
-
-class _EmptyTier:
-    """What the two tiers share: transfers that moved nothing and are over."""
-
-    def __init__(self) -> None:
-        self._reserved: dict[int, int] = {}
-
-    def describe(self) -> str:
-        return "nothing is moved"
-
-    def read(self, page: int, into: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:  # noqa: ARG002
-        return _OVER
-
-    def write(self, page: int, source: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:  # noqa: ARG002
-        return _OVER
-
-    def release(self, page: int) -> None:
-        del self._reserved[page]
-
-    def close(self) -> None:
-        self._reserved.clear()
-
-
-_OVER = EndedTransfer()
-
-
-class _EmptyHost(_EmptyTier):
-    """Charges RAM as `tiers.host` does."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
-        self._ledger = ledger
-
-    @property
-    def usage(self) -> TierUsage:
-        return TierUsage(host_nbytes=sum(self._reserved.values()))
-
-    def home(self, page: int) -> Home:  # noqa: ARG002
-        return "host"
-
-    def reserve(self, page: int, nbytes: int) -> None:
-        if not self._ledger.charge(nbytes):
-            raise SpillError("max_host_memory has no room for another page")
-        self._reserved[page] = nbytes
-
-
-class _EmptyDisk(_EmptyTier):
-    """Grows as the spill file of `tiers.disk` does."""
-
-    def __init__(self, page_nbytes: int) -> None:
-        super().__init__()
-        self._page_nbytes = page_nbytes
-        self.file_nbytes = 0
-
-    @property
-    def usage(self) -> TierUsage:
-        return TierUsage(disk_nbytes=len(self._reserved) * self._page_nbytes)
-
-    def home(self, page: int) -> Home:  # noqa: ARG002
-        return "disk"
-
-    def reserve(self, page: int, nbytes: int) -> None:
-        self._reserved[page] = nbytes
-        if len(self._reserved) * self._page_nbytes > self.file_nbytes:
-            self.file_nbytes += extent_nbytes(self.file_nbytes, self._page_nbytes)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from pagedopt.errors import PagedOptError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a parameter may be, by name."""
 
@@ -18,7 +20,7 @@ ALL_LINEAR = "all-linear"
 _HEADS = ("lm_head", "embed_out", "output")
 
 
-class SizesError(ValueError):
+class SizesError(PagedOptError, ValueError):
     """What was given says nothing about sizes; the message says what would."""
 
 
