@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from pagedopt.errors import PagedOptError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Argument = TypeVar("Argument")
+
+_PLAIN_WIDTH = 160
+"""Columns of a file or pipe, which does not say how many it has."""
 
 
 def read_with(parse: Callable[..., Argument], text: str, option: str) -> Argument:
@@ -27,6 +34,18 @@ def need(package: str, *, extra: str) -> None:
     if find_spec(package) is None:
         typer.echo(f'error: this command needs {package}; pip install "pagedopt[{extra}]"', err=True)
         raise typer.Exit(1)
+
+
+def output() -> Console:
+    """Return what prints tables: as wide as the terminal, and wide enough for long lines where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    return (
+        console
+        if console.is_terminal or "COLUMNS" in os.environ
+        else Console(width=_PLAIN_WIDTH, highlight=False, markup=False)
+    )
 
 
 @contextmanager

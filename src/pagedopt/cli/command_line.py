@@ -14,12 +14,13 @@ import typer
 from pagedopt import __version__
 from pagedopt.cli.convert import convert
 from pagedopt.cli.demo import demo
+from pagedopt.cli.doctor import doctor
 from pagedopt.cli.inspect import inspect
 from pagedopt.cli.memory import memory
 from pagedopt.cli.plan import plan
 from pagedopt.errors import CheckpointError, PagedOptError
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, plan, memory, inspect, convert)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, doctor, plan, memory, inspect, convert)
 """In the order of the help; a function's name is its command's."""
 
 app = typer.Typer(
