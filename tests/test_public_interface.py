@@ -19,6 +19,7 @@ PUBLIC = [
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",
+    "CostPlan",
     "GlobalOptimManager",
     "MemoryStats",
     "PagedAdamW",
@@ -33,6 +34,7 @@ PUBLIC = [
     "backends",
     "export_state",
     "load",
+    "plan",
     "save",
     "trace",
 ]

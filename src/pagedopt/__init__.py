@@ -6,7 +6,8 @@ optimizer = PagedAdamW8bit(model.parameters(), lr=2e-5, max_host_memory="2GiB", 
 """
 
 import logging
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pagedopt.checkpoint.export import export_state
 from pagedopt.checkpoint.saving import load, save
@@ -26,13 +27,18 @@ from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 
 if TYPE_CHECKING:
+    from pagedopt.costs.planning import CostPlan, plan
     from pagedopt.observe.trace import trace
 
 __version__ = "0.1.0"
 
 logging.getLogger("pagedopt").addHandler(logging.NullHandler())  # quiet, unless the program says otherwise
 
-_LAZY = {"trace": "pagedopt.observe.trace"}
+_LATER = {
+    "CostPlan": "pagedopt.costs.planning",
+    "plan": "pagedopt.costs.planning",
+    "trace": "pagedopt.observe.trace",
+}
 """Names that most trainings do not need, and the modules that they are imported from when they are."""
 
 __all__ = [
@@ -43,6 +49,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",
+    "CostPlan",
     "GlobalOptimManager",
     "MemoryStats",
     "PagedAdamW",
@@ -57,14 +64,18 @@ __all__ = [
     "backends",
     "export_state",
     "load",
+    "plan",
     "save",
     "trace",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
+    return found
 
-    return getattr(import_module(_LAZY[name]), name)
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER]

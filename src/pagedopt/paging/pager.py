@@ -126,8 +126,11 @@ class Pager:
         with self._lock:
             if device not in self._on:
                 self.config.check_budget(device)
-                self._on[device] = _device_pager(self.config, device, self._host)
+                self._on[device] = self._new_device_pager(device)
             return self._on[device]
+
+    def _new_device_pager(self, device: torch.device) -> DevicePager:
+        return _device_pager(self.config, device, self._host)
 
     def devices(self) -> dict[torch.device, DevicePager]:
         """Return the pagers made so far by device."""
