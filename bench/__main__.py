@@ -1,4 +1,4 @@
-"""`python -m bench cpu | gpu | plan | table`: measure, show, write bench/results/<machine>.json; make tables of those.
+"""`python -m bench cpu | gpu | checkpoint | plan | table`: measure, show, write bench/results; or make tables of those.
 
 torch is imported only once the number of threads is in the environment, where every peer's threads find it.
 """
@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         out=Path(given.out) if given.out else None,
     )
     try:
-        return run.cpu(asked) if given.command == "cpu" else run.gpu(asked, given.device)
+        if given.command == "gpu":
+            return run.gpu(asked, given.device)
+        return run.cpu(asked) if given.command == "cpu" else run.checkpoints(asked)
     except run.CannotRunError as error:
         print(f"bench {given.command}: {error}", file=sys.stderr)
         return 2
@@ -63,7 +65,12 @@ def _without_paths(command: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("cpu", "the step on a CPU"), ("gpu", "the step on a GPU, and a training loop")):
+    measured = {
+        "cpu": "the step on a CPU",
+        "gpu": "the step on a GPU, and a training loop",
+        "checkpoint": "saving and loading",
+    }
+    for name, what in measured.items():
         command = _measuring(commands, name, what)
         command.add_argument("--only", action="append", metavar="CASE", help="run this case only; may be repeated")
         command.add_argument(

@@ -36,6 +36,7 @@ PUBLIC = [
     "load",
     "plan",
     "save",
+    "trace",
 ]
 """In the order in which people look names up: 8 before 32."""
 
@@ -58,7 +59,16 @@ def test_every_public_name_is_documented_and_says_where_it_is_from(name: str) ->
 
 
 def test_every_public_verb_of_an_optimizer_is_documented() -> None:
-    verbs = ["step", "step_param", "init_state", "set_lr", "memory_stats", "paging_stats", "reset_paging_stats"]
+    verbs = [
+        "step",
+        "step_param",
+        "init_state",
+        "set_lr",
+        "memory_stats",
+        "paging_stats",
+        "step_stats",
+        "reset_paging_stats",
+    ]
     for verb in [*verbs, "flush", "close", "state_dict", "load_state_dict"]:
         assert inspect.getdoc(getattr(pagedopt.PagedAdamW, verb)), verb
     assert isinstance(inspect.getattr_static(pagedopt.PagedAdamW, "lr"), property)

@@ -5,6 +5,7 @@ from pagedopt import PagedAdamW8bit
 optimizer = PagedAdamW8bit(model.parameters(), lr=2e-5, max_host_memory="2GiB", spill_dir="/scratch")
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,18 @@ from pagedopt.paging.stats import PagingStats
 
 if TYPE_CHECKING:
     from pagedopt.costs.planning import CostPlan, plan
+    from pagedopt.observe.trace import trace
 
 __version__ = "0.1.0"
+
+logging.getLogger("pagedopt").addHandler(logging.NullHandler())  # quiet, unless the program says otherwise
+
+_LATER = {
+    "CostPlan": "pagedopt.costs.planning",
+    "plan": "pagedopt.costs.planning",
+    "trace": "pagedopt.observe.trace",
+}
+"""Names that most trainings do not need, and the modules that they are imported from when they are."""
 
 __all__ = [
     "AdamW",
@@ -55,10 +66,8 @@ __all__ = [
     "load",
     "plan",
     "save",
+    "trace",
 ]
-
-_LATER = {"CostPlan": "pagedopt.costs.planning", "plan": "pagedopt.costs.planning"}
-"""Imported when they are first used: training needs none of it."""
 
 
 def __getattr__(name: str) -> object:

@@ -177,7 +177,7 @@ def _device_pager(config: PagingConfig, device: torch.device, host: Ledger) -> D
     page_nbytes = config.page_nbytes(device)
     name, budget = config.frame_budget(device)
     if device.type == "cpu":
-        frames = FramePool(page_nbytes, new_host_buffer, host)
+        frames = FramePool(page_nbytes, new_host_buffer, host, allocates_zeros=True)
         open_tier: Callable[[], Tier] = partial(DiskTier, page_nbytes, config.spill_dir)
     else:
         floor = config.working_set * page_nbytes

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import heapq
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +30,8 @@ import xxhash
 from torch import Tensor
 
 from pagedopt.errors import CorruptPageError, SpillError
-from pagedopt.tiers.base import EndedTransfer, Home, TierUsage, Transfer
+from pagedopt.ranges import profiled
+from pagedopt.tiers.base import EndedTransfer, Home, Span, TierUsage, Transfer
 from pagedopt.tiers.buffers import DIRECT_ALIGNMENT, bytes_of, is_aligned, new_host_buffer
 from pagedopt.tiers.spill_file import SpillFile
 from pagedopt.units import format_bytes
@@ -170,35 +173,47 @@ class DiskTier:
         return slot.last
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of a transfer in an I/O thread. A failure is a value: one raised there would keep frames alive."""
+
+    span: Span | None = None
+    error: SpillError | None = None
+
+
 class _ThreadTransfer:
-    """A transfer in an I/O thread. It hands a failure over as a value: one raised there would keep frames alive."""
+    """A transfer in an I/O thread."""
 
     __slots__ = ("_future",)
 
-    def __init__(self, future: Future[SpillError | None]) -> None:
+    def __init__(self, future: Future[_Outcome]) -> None:
         self._future = future
 
     def done(self) -> bool:
         return self._future.done()
 
     def wait(self) -> None:
-        error = self._future.result()
+        error = self._future.result().error
         if error is not None:
             raise copy(error)
 
+    def span(self) -> Span | None:
+        return self._future.result().span
 
-def _run(move: Callable[[], None], previous: Transfer | None, after: tuple[Transfer, ...]) -> SpillError | None:
+
+def _run(move: Callable[[], None], previous: Transfer | None, after: tuple[Transfer, ...]) -> _Outcome:
     """In an I/O thread: move a page once the previous transfer of it ended, and those in `after` ended well."""
     try:
         _outlast(previous)
         for transfer in after:
             transfer.wait()
+        start = time.perf_counter()
         move()
+        return _Outcome(Span(threading.current_thread().name, start, time.perf_counter()))
     except SpillError as error:
-        return error.with_traceback(None)
+        return _Outcome(error=error.with_traceback(None))
     except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to the one who waits
-        return SpillError(f"a transfer failed: {type(error).__name__}: {error}")
-    return None
+        return _Outcome(error=SpillError(f"a transfer failed: {type(error).__name__}: {error}"))
 
 
 def _outlast(previous: Transfer | None) -> None:
@@ -247,6 +262,9 @@ class _StagedRead:
             self._staging_pool.give(self._staging)
             self._staging = None
 
+    def span(self) -> Span | None:
+        return self._read.span()
+
 
 def _can_move(file: SpillFile, tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and (is_aligned(tensor) or not file.is_direct)
@@ -255,8 +273,9 @@ def _can_move(file: SpillFile, tensor: Tensor) -> bool:
 def _write(file: SpillFile, slot: _Slot, source: Tensor) -> None:
     slot.checksum = None
     view = bytes_of(source)
-    checksum = xxhash.xxh3_64_intdigest(view)
-    file.write(view, slot.offset)
+    with profiled("write"):
+        checksum = xxhash.xxh3_64_intdigest(view)
+        file.write(view, slot.offset)
     slot.checksum = checksum
 
 
@@ -269,8 +288,10 @@ def _write_staged(file: SpillFile, slot: _Slot, staging: Tensor, pool: _Staging)
 
 def _read(file: SpillFile, slot: _Slot, into: Tensor) -> None:
     view = bytes_of(into)
-    file.read(view, slot.offset)
-    if slot.checksum != xxhash.xxh3_64_intdigest(view):
+    with profiled("read"):
+        file.read(view, slot.offset)
+        checksum = xxhash.xxh3_64_intdigest(view)
+    if slot.checksum != checksum:
         raise CorruptPageError(
             f"page {slot.page} ({format_bytes(slot.nbytes)}) read from the spill file is not what was written; "
             "check the disk, then load a state dict or checkpoint"
