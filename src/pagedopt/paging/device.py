@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from pagedopt.errors import BudgetError
+from pagedopt.paging.automatic import AutomaticBudget
 from pagedopt.paging.frames import FramePool
 from pagedopt.paging.residency import Observer, Residency
 from pagedopt.paging.stats import PagingMemory, PagingStats
 from pagedopt.tiers.base import Tier
+from pagedopt.tiers.streams import InOrder, Streams
 
 
 class DevicePager:
@@ -32,6 +34,8 @@ class DevicePager:
         frames: the frames, and with them the budget.
         open_tier: makes the home of pages that do not fit; called when the first page does not.
         budget_name: the argument to name where the budget is too small.
+        streams: of the device that the frames are on.
+        automatic: what decides how much memory frames may have from step to step; None: nothing changes.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class DevicePager:
         frames: FramePool,
         open_tier: Callable[[], Tier],
         budget_name: str,
+        streams: Streams | None = None,
+        automatic: AutomaticBudget | None = None,
     ) -> None:
         self._residency = Residency(
             page_nbytes=page_nbytes,
@@ -49,8 +55,10 @@ class DevicePager:
             frames=frames,
             open_tier=open_tier,
             budget_name=budget_name,
+            streams=streams or InOrder(),
         )
         self._budget_name = budget_name
+        self._automatic = automatic
         self._lock = threading.Lock()
         self._unpinned = threading.Condition(self._lock)
         self._pins_of_thread: dict[int, int] = {}
@@ -141,6 +149,8 @@ class DevicePager:
             assert entry.pins, f"page {page} is unpinned more often than pinned"
             entry.pins -= 1
             entry.is_dirty |= dirty
+            assert entry.frame is not None
+            residency.touch(entry.frame)
             self._count_pin(-1)
             residency.notify("unpin", entry)
             if entry.pins == 0:
@@ -167,7 +177,28 @@ class DevicePager:
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
         with self._turn() as residency:
+            residency.regrow()
             residency.table.line_up(pages)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Learn how much memory frames may have now, where the budget is automatic."""
+        if self._automatic is not None:
+            with self._turn() as residency:
+                self._automatic.begin_step(residency.frames.num_allocated * self.page_nbytes)
+
+    def end_step(self) -> None:
+        """Give back the frames that the rest of the program needs more than state does, until the next step.
+
+        Raises:
+            SpillError: what has to leave has no other room.
+        """
+        if self._automatic is not None:
+            with self._turn() as residency:
+                if not residency.lost:
+                    residency.trim(self._automatic.keep_nbytes // self.page_nbytes)
+                self._automatic.end_step(residency.frames.num_allocated * self.page_nbytes)
 
     def flush(self) -> None:
         """Write every dirty page home, except pinned ones, and end all transfers.
