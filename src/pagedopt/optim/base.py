@@ -146,6 +146,8 @@ class PagedOptimizer(torch.optim.Optimizer):
             )
             raise
         self._store.refresh()
+        for step in steps:
+            step.end()
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.

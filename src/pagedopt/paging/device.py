@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
 
-from pagedopt.errors import BudgetError
+from pagedopt.errors import BudgetError, SpillError
 from pagedopt.paging.automatic import AutomaticBudget
 from pagedopt.paging.frames import FramePool
 from pagedopt.paging.residency import Observer, Residency
@@ -191,13 +192,14 @@ class DevicePager:
     def end_step(self) -> None:
         """Give back the frames that the rest of the program needs more than state does, until the next step.
 
-        Raises:
-            SpillError: what has to leave has no other room.
+        Warns where they cannot be given back, because what is in them has no other room.
         """
         if self._automatic is not None:
             with self._turn() as residency:
-                if not residency.lost:
+                try:
                     residency.trim(self._automatic.keep_nbytes // self.page_nbytes)
+                except SpillError as error:
+                    warnings.warn(f"state stays on the device, which may run out of memory: {error}", stacklevel=2)
                 self._automatic.end_step(residency.frames.num_allocated * self.page_nbytes)
 
     def flush(self) -> None:

@@ -309,7 +309,9 @@ class Residency:
         Raises:
             SpillError: the pages have no other home, and there is no room for them; they stay.
         """
-        if self.tier is None and self.frames.num_charged > num_frames and len(self.table) > num_frames:
+        if self.frames.num_charged <= num_frames or self.lost:
+            return
+        if self.tier is None:
             self.tier = self._reserve_all()
         while self.frames.num_charged > num_frames:
             if not self.frames.num_available and not self.leaving:
