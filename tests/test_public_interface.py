@@ -20,6 +20,7 @@ PUBLIC = [
     "CheckpointError",
     "CorruptPageError",
     "GlobalOptimManager",
+    "InBackward",
     "MemoryStats",
     "PagedAdamW",
     "PagedAdamW8bit",
@@ -32,8 +33,10 @@ PUBLIC = [
     "__version__",
     "backends",
     "export_state",
+    "fetch_in_backward",
     "load",
     "save",
+    "step_in_backward",
 ]
 """In the order in which people look names up: 8 before 32."""
 

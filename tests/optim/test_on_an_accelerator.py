@@ -77,12 +77,6 @@ def test_streams_never_change_a_bit(
     resident = AdamW(resident_params, **options)
     paged = PagedAdamW(paged_params, pager=simulated(accelerator, pager), **options)
     train_both(accelerator, (resident, resident_params), (paged, paged_params), rng)
-    assert accelerator.num_up or paged_pages(bits) <= 1 + 2 * depth + frames
-
-
-def paged_pages(bits: int) -> int:
-    """Return a bound on the pages that the state takes."""
-    return sum(torch.Size(shape).numel() for shape in SHAPES) * (2 if bits == 8 else 8) // PAGE + 2
 
 
 def test_no_frames_between_steps_never_change_a_bit(tmp_path: Path) -> None:
@@ -92,6 +86,8 @@ def test_no_frames_between_steps_never_change_a_bit(tmp_path: Path) -> None:
     resident = AdamW(resident_params)
     paged = PagedAdamW(paged_params, pager=simulated(accelerator, pager))
     train_both(accelerator, (resident, resident_params), (paged, paged_params), random.Random(5))
+    assert accelerator.num_up
+    assert accelerator.num_down
 
 
 def train_both(

@@ -120,6 +120,13 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._place_missing([target], [grad])
             self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
+    def fetch_ahead(self) -> None:
+        """Begin to read the pages that the next step needs first, where there are frames for them: a hint."""
+        with self._store.lock:
+            if not self._is_closed and not self._store.is_lost:
+                for plan in self._parameters.plans_of(None):
+                    plan.pager.fetch(plan.pages)
+
     def _step_tools(self, plan: Plan) -> tuple[Any, Any]:
         return self._store.counters, kernel_for(plan.device)
 

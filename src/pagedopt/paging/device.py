@@ -12,7 +12,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -174,6 +174,14 @@ class DevicePager:
             if page in residency.table:
                 entry = residency.table[page]
                 residency.read_ahead([entry, *residency.table.following(entry, self.prefetch_depth)])
+
+    def fetch(self, pages: Sequence[int]) -> None:
+        """Start reading what a sweep over `pages` needs first, as far as there are frames for it: a hint."""
+        if self._residency.tier is None:
+            return
+        with self._turn() as residency:
+            first = pages[: 1 + self.prefetch_depth]
+            residency.read_ahead([residency.table[page] for page in first if page in residency.table])
 
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
