@@ -74,6 +74,9 @@ class SimulatedMark:
             accelerator.give(stream, self)
             accelerator.learn(stream, self.clock)
 
+    def span(self) -> None:
+        return None
+
     def synchronize(self) -> None:
         with self.accelerator.lock:
             self.accelerator.do_until(self.stream, self.number)

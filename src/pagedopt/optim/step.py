@@ -16,6 +16,7 @@ from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
 from pagedopt.optim.strided import gather, scatter
 from pagedopt.paging.sweep import sweep
+from pagedopt.ranges import profiled
 
 
 class Step:
@@ -92,11 +93,13 @@ class Step:
         measured = plan.live_pages(plan.tensorwise, self._is_live)
         with closing(sweep(plan.pager, measured, dirty=False)) as pages:
             for page, frame in pages:
-                self._measure(page, frame)
+                with profiled("update"):
+                    self._measure(page, frame)
         with closing(sweep(plan.pager, plan.live_pages(plan.pages, self._is_live))) as pages:
             for page, frame in pages:
                 self.pages_updated += 1
-                self._update(page, frame)
+                with profiled("update"):
+                    self._update(page, frame)
         self._mark_changed()
 
     def end(self) -> None:

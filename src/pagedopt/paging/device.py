@@ -263,10 +263,15 @@ class DevicePager:
         with self._turn() as residency:
             return "every page has a frame" if residency.tier is None else residency.tier.describe()
 
-    def observe(self, callback: Observer | None) -> None:
-        """Tell `callback` what happens to pages; None: tell nobody."""
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` where every page is, and from now on what happens to pages. Several may observe."""
         with self._turn() as residency:
-            residency.observer = callback
+            residency.observe(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Tell `observer` nothing more."""
+        with self._turn() as residency:
+            residency.unobserve(observer)
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 

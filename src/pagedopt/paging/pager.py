@@ -130,8 +130,11 @@ class Pager:
         with self._lock:
             if device not in self._on:
                 self.config.check_budget(device)
-                self._on[device] = _device_pager(self.config, device, self._host)
+                self._on[device] = self._new_device_pager(device)
             return self._on[device]
+
+    def _new_device_pager(self, device: torch.device) -> DevicePager:
+        return _device_pager(self.config, device, self._host)
 
     def devices(self) -> dict[torch.device, DevicePager]:
         """Return the pagers made so far by device."""
@@ -189,7 +192,7 @@ def _cpu_pager(config: PagingConfig, host: Ledger) -> DevicePager:
     return DevicePager(
         page_nbytes=page_nbytes,
         prefetch_depth=config.prefetch_depth,
-        frames=FramePool(page_nbytes, new_host_buffer, host),
+        frames=FramePool(page_nbytes, new_host_buffer, host, allocates_zeros=True),
         open_tier=partial(DiskTier, page_nbytes, config.spill_dir),
         budget_name=config.frame_budget(device)[0],
     )

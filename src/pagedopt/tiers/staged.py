@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from torch import Tensor
 
 from pagedopt.errors import SpillError
-from pagedopt.tiers.base import EndedTransfer, Transfer
+from pagedopt.tiers.base import EndedTransfer, Span, Transfer
 from pagedopt.tiers.disk import DiskTier, read_page, write_page
 from pagedopt.tiers.slabs import Room, Slabs
 from pagedopt.tiers.streams import Mark, Streams
@@ -166,6 +166,9 @@ class StagedWrite:
         self.copied.wait()
         self._stored.wait()
 
+    def span(self) -> Span | None:
+        return self._stored.span()
+
 
 class _StagedRead:
     """A read whose first leg the host waits for, and whose second, the copy up, the current stream waits for."""
@@ -182,6 +185,9 @@ class _StagedRead:
     def wait(self) -> None:
         self._read.wait()
         self._up.result().wait()
+
+    def span(self) -> Span | None:
+        return self._read.span()
 
 
 def to_be_followed(transfer: Transfer) -> Transfer:

@@ -81,6 +81,9 @@ class Ended:
     def synchronize(self) -> None:
         return
 
+    def span(self) -> None:
+        return None
+
 
 class InOrder:
     """The `Streams` of a device that has none: a copy has ended when the call returns."""
@@ -129,6 +132,9 @@ class _EventMark:
 
     def synchronize(self) -> None:
         self._event.synchronize()
+
+    def span(self) -> None:
+        return None  # an event that takes the time costs more, and the device has another clock
 
 
 class DeviceStreams:
