@@ -105,7 +105,7 @@ class PagingConfig:
         if self.page_size is not None:
             return self.page_size
         _, budget = self.frame_budget(device)
-        ample = AUTOMATIC_PAGE_NBYTES if device.type == "cpu" else ACCELERATOR_PAGE_NBYTES
+        ample = ample_page_nbytes(device)
         if not budget:
             return ample
         share = max(budget // AUTOMATIC_PAGES_PER_BUDGET, MIN_PAGE_NBYTES)
@@ -121,6 +121,11 @@ class PagingConfig:
         page_nbytes = self.page_nbytes(device)
         if budget and budget < self.working_set * page_nbytes:
             raise too_small(name, budget, page_nbytes, self.prefetch_depth)
+
+
+def ample_page_nbytes(device: torch.device) -> int:
+    """Return the bytes of an automatic page of `device` where the budget is ample."""
+    return AUTOMATIC_PAGE_NBYTES if device.type == "cpu" else ACCELERATOR_PAGE_NBYTES
 
 
 def too_small(name: str, budget: int, page_nbytes: int, prefetch_depth: int) -> BudgetError:
