@@ -112,7 +112,7 @@ def test_what_breaks_while_it_runs_ends_with_code_1_and_one_line(run, monkeypatc
 
 
 def test_a_missing_extra_is_named_with_how_to_get_it(run, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr("pagedopt.cli.arguments.find_spec", lambda name: None)
     result = run("demo")
 
     assert (result.code, result.err) == (1, 'error: this command needs matplotlib; pip install "pagedopt[demo]"')

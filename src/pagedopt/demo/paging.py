@@ -164,7 +164,7 @@ class PagingMeter:
         if step <= RECORDED_STEPS:
             self._recording.end_step()
         if step == RECORDED_STEPS:
-            self._pager.observe(None)
+            self._pager.unobserve(self._recording)
 
     @property
     def use(self) -> PagingUse:
