@@ -32,7 +32,9 @@ PUBLIC = [
     "__version__",
     "backends",
     "export_state",
+    "live",
     "load",
+    "plot",
     "save",
     "trace",
 ]

@@ -26,13 +26,15 @@ from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 
 if TYPE_CHECKING:
+    from pagedopt.observe.live import live
     from pagedopt.observe.trace import trace
+    from pagedopt.pictures.plot import plot
 
 __version__ = "0.1.0"
 
 logging.getLogger("pagedopt").addHandler(logging.NullHandler())  # quiet, unless the program says otherwise
 
-_LAZY = {"trace": "pagedopt.observe.trace"}
+_LAZY = {"live": "pagedopt.observe.live", "plot": "pagedopt.pictures.plot", "trace": "pagedopt.observe.trace"}
 """Names that most trainings do not need, and the modules that they are imported from when they are."""
 
 __all__ = [
@@ -56,7 +58,9 @@ __all__ = [
     "__version__",
     "backends",
     "export_state",
+    "live",
     "load",
+    "plot",
     "save",
     "trace",
 ]

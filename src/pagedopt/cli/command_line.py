@@ -16,9 +16,10 @@ from pagedopt.cli.convert import convert
 from pagedopt.cli.demo import demo
 from pagedopt.cli.inspect import inspect
 from pagedopt.cli.memory import memory
+from pagedopt.cli.plot import plot
 from pagedopt.errors import CheckpointError, PagedOptError
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, memory, inspect, convert)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, memory, inspect, convert, plot)
 """In the order of the help; a function's name is its command's."""
 
 app = typer.Typer(
