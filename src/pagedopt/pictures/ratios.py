@@ -1,4 +1,4 @@
-"""What the bench measured, as horizontal bars on a logarithmic axis that begin at the baseline, 1: left of it is faster.
+"""What the bench measured, as horizontal bars on a logarithmic axis, from the baseline on: left of 1 is faster.
 
 Beside each bar are its quartiles; a dashed line is what must be reached, a dotted one the aim beyond it.
 """
