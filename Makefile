@@ -36,7 +36,7 @@ torture: $(STAMPS)/test $(STAMPS)/package  ## kill 2,000 trainers and damage 60,
 	PAGEDOPT_TORTURE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 tests/torture \
 		tests/checkpoint/test_damage.py $(PYTEST_FLAGS)
 
-bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="cpu --only paged")
+bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="checkpoint", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
 
 check: $(STAMPS)/check  ## lint, format, types, and who may import whom

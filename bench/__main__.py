@@ -1,4 +1,4 @@
-"""`python -m bench cpu | gpu | table`: measure, show, and write bench/results/<machine>.json; or make tables of those.
+"""`python -m bench cpu | gpu | checkpoint | plan | table`: measure, show, and write bench/results; or make tables of those.
 
 torch is imported only once the number of threads is in the environment, where every peer's threads find it.
 """
@@ -24,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     if threads:
         os.environ[_THREADS] = str(threads)
 
+    if given.command == "plan":
+        from bench.plan import compare
+
+        return compare(Path(given.spill_dir), given.device, quick=given.quick)
+
     from bench import run
 
     spoken = " ".join(["python -m bench", *(sys.argv[1:] if arguments is None else arguments)])
@@ -35,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         out=Path(given.out) if given.out else None,
     )
     try:
-        return run.cpu(asked) if given.command == "cpu" else run.gpu(asked, given.device)
+        if given.command == "gpu":
+            return run.gpu(asked, given.device)
+        return run.cpu(asked) if given.command == "cpu" else run.checkpoints(asked)
     except run.CannotRunError as error:
         print(f"bench {given.command}: {error}", file=sys.stderr)
         return 2
@@ -57,7 +64,13 @@ def _without_paths(command: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("cpu", "the step on a CPU"), ("gpu", "the step on a GPU, and a training loop")):
+    measured = {
+        "cpu": "the step on a CPU",
+        "gpu": "the step on a GPU, and a training loop",
+        "checkpoint": "saving and loading",
+        "plan": "paged steps, and what pagedopt.plan says of them",
+    }
+    for name, what in measured.items():
         command = commands.add_parser(name, help=f"measure {what}")
         command.add_argument("--quick", action="store_true", help="tiny sizes, to test the bench: numbers mean nothing")
         command.add_argument("--only", action="append", metavar="CASE", help="run this case only; may be repeated")
@@ -70,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "gpu":
             command.add_argument("--device", default="cuda", help="cuda or xpu; cpu with --quick rehearses every case")
+        if name == "plan":
+            command.add_argument("--device", default="cpu", help="cpu, cuda or xpu")
     table = commands.add_parser("table", help="make the tables of the documents from bench/results")
     table.add_argument("--check", action="store_true", help="change nothing; fail if a document is out of date")
     return parser

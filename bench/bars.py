@@ -76,6 +76,7 @@ FUSED = "torch fused"
 BNB = "bitsandbytes 8-bit"
 BNB_PAGED = "bitsandbytes paged, cold"
 PAGED_0, PAGED_25 = "paged 0 %", "paged 25 %"
+SAVE, LOAD = "pagedopt.save", "pagedopt.load"
 
 BARS = (
     Bar("cpu", "8-bit, float32, 50M: time / torch fused 32-bit", _time("one-float32", OURS, FUSED), 1.0, 0.65),
@@ -92,6 +93,16 @@ BARS = (
     Bar("gpu", "paged: bitsandbytes' time / ours, both cold", _time("paged", BNB_PAGED, PAGED_0), 2, 5, True),
     Bar("gpu", "training step of a 1B model: paged / resident", _time("train", PAGED_0, "resident"), 1.10, 1.02),
     Bar("gpu", "8-bit, 500 LoRA-sized: time / torch fused", _time("many-bfloat16", OURS, FUSED), 1.0, 0.5),
+    *(
+        Bar("checkpoint", f"{verb}, {what}: of the disk's raw speed", _share(f"{verb}-{case}", name), 0.8, 0.95, True)
+        for case, what in (
+            ("32-bit", "32-bit state in RAM"),
+            ("8-bit", "8-bit state in RAM"),
+            ("32-bit-spilled", "32-bit state in a spill file"),
+            ("8-bit-spilled", "8-bit state in a spill file"),
+        )
+        for verb, name in (("save", SAVE), ("load", LOAD))
+    ),
 )
 
 

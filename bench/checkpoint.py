@@ -1,114 +1,172 @@
-"""`python -m bench.checkpoint`: how fast state is saved and loaded, beside the disk itself in the same rounds.
+"""How fast state is saved and loaded, beside the disk itself in the same rounds.
 
-save      state in RAM to a new folder, every byte and name on the disk when it returns
-load      a checkpoint to state in RAM, no part of it in the page cache before, every checksum compared
+save      to a new folder; every byte and name is on the disk when it returns
+load      into a new optimizer; every checksum is compared
 disk      as many bytes in order, past the page cache, one request of 4 MiB being made while another is done
+
+State is in RAM, or it is in a spill file on the same disk: then a save and a load read and write as much as they save
+and load, and what they are compared with does so too.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
-import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 
 import pagedopt
+from bench.bars import LOAD, SAVE
+from bench.cases import Options
 from bench.disk import Requests, raw_file
-from bench.measure import EXACT, Candidate, Effort, Ready, compete, rate_ratio
+from bench.measure import EXACT, Candidate, Ready, Verdict, compete
+from bench.results_file import Contest
+from pagedopt.codecs.base import BLOCK
 
 _REQUEST_NBYTES = 4 << 20
-_BAR = 0.8
+_BUDGET = "256MiB"
+_QUICK_BUDGET = "1MiB"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, and return 1 if saving or loading is slower than the bar."""
-    parser = argparse.ArgumentParser(prog="python -m bench.checkpoint", description=__doc__.splitlines()[0])
-    parser.add_argument("--values", type=int, default=1 << 27, help="values whose state is saved; default: 1 GiB of it")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
-    parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args(arguments)
-    scratch = Path(tempfile.mkdtemp(prefix="pagedopt-bench-", dir=given.folder))
-    try:
-        return _measure(given.values, scratch, given.rounds)
-    finally:
-        shutil.rmtree(scratch)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What state is saved and loaded.
+
+    Attributes:
+        case: its short name; numel: values of the one parameter; bits: of each moment.
+        is_spilled: whether all but a few pages are in a spill file.
+    """
+
+    case: str
+    numel: int
+    bits: int
+    is_spilled: bool
 
 
-def _measure(num_values: int, scratch: Path, rounds: int) -> int:
-    state_nbytes = 8 * num_values
+KINDS = (
+    Kind("32-bit", 1 << 27, 32, is_spilled=False),
+    Kind("8-bit", 1 << 28, 8, is_spilled=False),
+    Kind("32-bit-spilled", 1 << 27, 32, is_spilled=True),
+    Kind("8-bit-spilled", 1 << 28, 8, is_spilled=True),
+)
+CASES = tuple(f"{verb}-{kind.case}" for kind in KINDS for verb in ("save", "load"))
+
+
+def run_contests(options: Options) -> Iterator[Contest]:
+    """Run every wanted case."""
+    for kind in KINDS:
+        if options.wants(f"save-{kind.case}") or options.wants(f"load-{kind.case}"):
+            scratch = Path(tempfile.mkdtemp(prefix="pagedopt-bench-", dir=options.spill_dir))
+            try:
+                yield from _contests(kind, scratch, options)
+            finally:
+                shutil.rmtree(scratch)
+
+
+def _contests(kind: Kind, scratch: Path, options: Options) -> Iterator[Contest]:
+    optimizers = _Optimizers(kind, scratch, options)
+    options.say(f"making {kind.case} state")
+    saved = optimizers.stepped()
+    state_nbytes = optimizers.state_nbytes
     requests = Requests(-(-state_nbytes // _REQUEST_NBYTES) * _REQUEST_NBYTES, _REQUEST_NBYTES, depth=2)
-    effort = Effort(seconds=0.0, min_rounds=rounds, max_rounds=rounds, cap_seconds=1e9, sample_seconds=0.0)
-    optimizer = _stepped(num_values)
+    moved = 2 if kind.is_spilled else 1
+
+    def contest(verb: str, candidate: Candidate, move: Callable[[], None], ceiling: str) -> Contest:
+        probe = Candidate(ceiling, lambda: Ready(move, EXACT, moved * requests.nbytes), "past the page cache")
+        timings, refusals = compete([candidate, probe], effort=options.effort, say=options.say)
+        where = "in a spill file" if kind.is_spilled else "in RAM"
+        title = f"{verb} of {state_nbytes / 1e9:.3g} GB of {kind.bits}-bit state {where}"
+        return Contest(f"{verb}-{kind.case}", title, 0, ceiling, ceiling, tuple(timings), tuple(refusals), {})
+
     with ExitStack() as stack:
         raw = stack.enter_context(raw_file(scratch, requests, direct=True))
-
-        def probe(name: str, move: Callable[[], None]) -> Candidate:
-            return Candidate(name, lambda: Ready(move, EXACT, requests.nbytes))
-
+        both = (raw.both, "disk read and write") if kind.is_spilled else None
         path = scratch / "checkpoint"
-
-        def save() -> None:
-            pagedopt.save(optimizer, path, show_progress=False)
-
-        def remove() -> None:
-            shutil.rmtree(path, ignore_errors=True)
-
-        saving = Candidate("save", lambda: Ready(save, EXACT, state_nbytes, remove))
-        loading = _Loading(num_values, path)
-        is_fast = _compare(saving, probe("disk write", raw.write), effort)
-        return 0 if _compare(loading.candidate(), probe("disk read", raw.read), effort) and is_fast else 1
+        if options.wants(f"save-{kind.case}"):
+            saving = _saving(saved, optimizers, path, moved * state_nbytes)
+            yield contest("save", saving, *(both or (raw.write, "disk write")))
+        if options.wants(f"load-{kind.case}"):
+            pagedopt.save(saved, path, show_progress=False)
+            loading = _loading(saved, optimizers, path, moved * state_nbytes)
+            yield contest("load", loading, *(both or (raw.read, "disk read")))
 
 
-def _compare(candidate: Candidate, disk: Candidate, effort: Effort) -> bool:
-    """Time both by turns, print what they took, and return whether the candidate is fast enough."""
-    timings, refusals = compete([candidate, disk], effort=effort)
-    for refusal in refusals:
-        raise SystemExit(f"{refusal.name}: {refusal.reason}")
-    for timing in timings:
-        seconds = statistics.median(timing.samples)
-        print(f"{timing.name:10} {seconds:7.3f} s {timing.nbytes / seconds / 1e9:7.2f} GB/s")
-    ratio = rate_ratio(*timings)
-    print(f"{candidate.name} is {ratio.median:.2f} of {disk.name} ({ratio.low:.2f} to {ratio.high:.2f}, n={ratio.n})\n")
-    return ratio.median >= _BAR
+class _Optimizers:
+    """Makes optimizers over one parameter, each with a pager of its own."""
+
+    def __init__(self, kind: Kind, scratch: Path, options: Options) -> None:
+        numel = kind.numel >> 8 if options.quick else kind.numel
+        self.state_nbytes = 2 * (numel * kind.bits // 8 + (4 * numel // BLOCK if kind.bits == 8 else 0))
+        self._parameter = Parameter(torch.zeros(numel))
+        self._bits = kind.bits
+        self._paging: dict[str, Any] = {"spill_dir": scratch, "max_host_memory": 0}
+        if options.quick:
+            self._paging["page_size"] = "64KiB"
+        if kind.is_spilled:
+            self._paging["max_host_memory"] = _QUICK_BUDGET if options.quick else _BUDGET
+
+    def new(self) -> pagedopt.PagedAdamW:
+        pager = pagedopt.Pager(**self._paging)
+        return pagedopt.PagedAdamW([self._parameter], optim_bits=self._bits, pager=pager)
+
+    def stepped(self) -> pagedopt.PagedAdamW:
+        """Return one whose state is of a step with random gradients: a disk may compress, and keep zeros nowhere."""
+        optimizer = self.new()
+        self._parameter.grad = torch.randn(self._parameter.shape, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        self._parameter.grad = None
+        return optimizer
 
 
-class _Loading:
-    """Loads into an optimizer that is new every time, from a disk that has nothing of the checkpoint in RAM."""
+def _saving(saved: pagedopt.PagedAdamW, optimizers: _Optimizers, path: Path, nbytes: int) -> Candidate:
+    def save() -> None:
+        pagedopt.save(saved, path, show_progress=False)
 
-    def __init__(self, num_values: int, path: Path) -> None:
-        self._parameter = Parameter(torch.zeros(num_values))
-        self._path = path
-        self._optimizer = pagedopt.AdamW([self._parameter])
+    def remove() -> None:
+        shutil.rmtree(path, ignore_errors=True)
 
-    def candidate(self) -> Candidate:
-        return Candidate("load", lambda: Ready(self._load, EXACT, 8 * self._parameter.numel(), self._forget))
+    def prepare() -> Ready:
+        save()
+        loaded = optimizers.new()
+        pagedopt.load(loaded, path, show_progress=False)
+        return Ready(save, _verdict(saved, loaded), nbytes, remove)
 
-    def _load(self) -> None:
-        pagedopt.load(self._optimizer, self._path, show_progress=False)
-
-    def _forget(self) -> None:
-        self._optimizer.close()
-        self._optimizer = pagedopt.AdamW([self._parameter])
-        for path in self._path.iterdir():
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+    return Candidate(SAVE, prepare)
 
 
-def _stepped(num_values: int) -> pagedopt.AdamW:
-    parameter = Parameter(torch.zeros(num_values))
-    parameter.grad = torch.randn(num_values)
-    optimizer = pagedopt.AdamW([parameter])
-    optimizer.step()
-    return optimizer
+def _loading(saved: pagedopt.PagedAdamW, optimizers: _Optimizers, path: Path, nbytes: int) -> Candidate:
+    loaded = optimizers.new()
+
+    def load() -> None:
+        pagedopt.load(loaded, path, show_progress=False)
+
+    def forget() -> None:
+        """A load starts with a new optimizer, and with nothing of the checkpoint in RAM."""
+        nonlocal loaded
+        loaded.close()
+        loaded = optimizers.new()
+        if hasattr(os, "posix_fadvise"):
+            for file in path.iterdir():
+                fd = os.open(file, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+
+    def prepare() -> Ready:
+        load()
+        return Ready(load, _verdict(saved, loaded), nbytes, forget)
+
+    return Candidate(LOAD, prepare)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _verdict(saved: pagedopt.PagedAdamW, loaded: pagedopt.PagedAdamW) -> Verdict:
+    """Say whether all state came back, to the bit."""
+    ((one,), (other,)) = (list(optimizer.state.values()) for optimizer in (saved, loaded))
+    is_same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return EXACT if is_same else Verdict(1.0, 0.0, "exact")

@@ -1,4 +1,4 @@
-"""What a run of the bench found, and its file: bench/results/<machine>.json.
+"""What a run of the bench found, and its file: bench/results/<machine>.json, or <machine>-checkpoint.json.
 
 A row keeps all its samples; medians, rates and ratios in the file are computed from those and stand there for people.
 """
@@ -62,7 +62,8 @@ class Results:
     """One run.
 
     Attributes:
-        kind: `cpu` or `gpu`; command: what repeats it; date: in UTC; load: of the machine, tasks a core, at the start.
+        kind: `cpu`, `gpu` or `checkpoint`; command: what repeats it; date: in UTC.
+        load: of the machine, tasks a core, at the start.
         absent: who did not take part at all, and why.
     """
 
@@ -193,9 +194,10 @@ def _contest_from_json(content: Mapping[str, Any]) -> Contest:
 
 
 def save(results: Results, folder: Path = FOLDER) -> Path:
-    """Write `<machine>.json` and return where."""
+    """Write the file of the machine and kind and return where."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{results.machine.name}.json"
+    kind = "-checkpoint" if results.kind == "checkpoint" else ""  # a CPU's and a GPU's have names of their own
+    path = folder / f"{results.machine.name}{kind}.json"
     path.write_text(json.dumps(to_json(results), indent=1) + "\n")
     return path
 
@@ -206,5 +208,6 @@ def load(path: Path) -> Results:
 
 
 def load_all(folder: Path = FOLDER) -> list[Results]:
-    """Read every file of `folder`, those of CPUs first."""
-    return sorted((load(path) for path in sorted(folder.glob("*.json"))), key=lambda results: results.kind)
+    """Read every file of `folder`: those of CPUs, of GPUs, of checkpoints."""
+    order = ("cpu", "gpu", "checkpoint")
+    return sorted(map(load, sorted(folder.glob("*.json"))), key=lambda results: order.index(results.kind))

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bench import cases, gpu_cases, peers, report, results_file, transient
+from bench import cases, checkpoint, gpu_cases, peers, report, results_file, transient
 from bench.accelerator import Accelerator, CannotRunError, accelerator_for
 from bench.machine import Machine, commit, this_machine, versions
 from bench.measure import Refusal
 from bench.results_file import Contest, Results
 from bench.transient import Transient
 
-__all__ = ["Asked", "CannotRunError", "cpu", "gpu"]
+__all__ = ["Asked", "CannotRunError", "checkpoints", "cpu", "gpu"]
 
 _PLAIN_WIDTH = 160
 """Columns of a log, where there is no terminal that says how many it has."""
@@ -67,6 +67,16 @@ def gpu(asked: Asked, device_name: str) -> int:
     with run.console.status("") as status:
         options = cases.Options(asked.quick, asked.spill_dir, asked.only, status.update)
         run.take(gpu_cases.run_contests(options, present, accelerator))
+    return run.end()
+
+
+def checkpoints(asked: Asked) -> int:
+    """Run the cases of saving and loading."""
+    _check_cases(asked.only, checkpoint.CASES)
+    run = _Run(asked, this_machine(), "checkpoint", [])
+    with run.console.status("") as status:
+        options = cases.Options(asked.quick, asked.spill_dir, asked.only, status.update)
+        run.take(checkpoint.run_contests(options))
     return run.end()
 
 

@@ -12,6 +12,7 @@ import random
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ SECTOR = 512
 
 _CALLS = (
     "open", "close", "fstat", "preadv", "pwritev", "fsync", "ftruncate", "posix_fallocate", "replace", "unlink",
-    "listdir", "mkdir",
+    "listdir", "mkdir", "rmdir",
 )  # fmt: skip
 
 
@@ -186,15 +187,29 @@ class RecordingOs:
 
 
 def images(moment: Moment, rng: random.Random, count: int) -> Iterator[dict[str, bytes]]:
-    """Yield what the folder may hold after a power cut: nothing unsynced, all of it, and random parts of it."""
-    for share in (0.0, 1.0, *(rng.random() for _ in range(count))):
+    """Yield what the folder may hold after a power cut.
+
+    First all bytes that were written, under every choice of the names that were not synced; then no bytes and names
+    that were not synced, and random parts of both.
+    """
+    names = sorted({*moment.durable, *moment.current})
+    unsure = [name for name in names if moment.durable.get(name) != moment.current.get(name)]
+    for moved in powerset(unsure):
+        where = {name: moment.current if name in moved else moment.durable for name in names}
+        yield {name: moment.inodes[where[name][name]].contents(lambda: True) for name in names if name in where[name]}
+    for share in (0.0, *(rng.random() for _ in range(count))):
 
         def keep(share: float = share) -> bool:
             return rng.random() < share
 
         found = {}
-        for name in sorted({*moment.durable, *moment.current}):
-            where = moment.current if keep() else moment.durable
-            if name in where:
-                found[name] = moment.inodes[where[name]].contents(keep)
+        for name in names:
+            kept = moment.current if keep() else moment.durable
+            if name in kept:
+                found[name] = moment.inodes[kept[name]].contents(keep)
         yield found
+
+
+def powerset(names: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yield every choice of `names`, none of them first."""
+    return chain.from_iterable(combinations(names, count) for count in range(len(names) + 1))

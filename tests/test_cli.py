@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,7 +129,7 @@ def test_memory_prints_a_table_json_and_markdown_of_the_same_rows(run) -> None:
     assert json.loads(data.out)["rows"][0]["resident_nbytes"] == 2 << 30
 
 
-def test_plot_draws_results_and_prints_where(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_plot_draws_results_and_prints_where(run, tmp_path: Path) -> None:
     machine = {"name": "here", "cpu": "some", "threads": 1, "accelerator": ""}
     row = {"name": "ours", "time_over_baseline": {"median": 0.5, "low": 0.4, "high": 0.6}}
     contest = {"title": "a step", "baseline": "theirs", "rows": [row]}
@@ -146,9 +145,7 @@ def test_plot_draws_results_and_prints_where(run: Callable[..., Result], tmp_pat
 
 
 @pytest.mark.parametrize("content", [None, "no JSON"])
-def test_plot_says_in_a_line_what_it_cannot_draw(
-    content: str | None, run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_plot_says_in_a_line_what_it_cannot_draw(content: str | None, run, tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     if content is not None:
         path.write_text(content)

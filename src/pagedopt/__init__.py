@@ -6,7 +6,8 @@ optimizer = PagedAdamW8bit(model.parameters(), lr=2e-5, max_host_memory="2GiB", 
 """
 
 import logging
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pagedopt.checkpoint.export import export_state
 from pagedopt.checkpoint.saving import load, save
@@ -26,6 +27,7 @@ from pagedopt.paging.pager import Pager
 from pagedopt.paging.stats import PagingStats
 
 if TYPE_CHECKING:
+    from pagedopt.costs.planning import CostPlan, plan
     from pagedopt.observe.live import live
     from pagedopt.observe.trace import trace
     from pagedopt.pictures.plot import plot
@@ -34,7 +36,13 @@ __version__ = "0.1.0"
 
 logging.getLogger("pagedopt").addHandler(logging.NullHandler())  # quiet, unless the program says otherwise
 
-_LAZY = {"live": "pagedopt.observe.live", "plot": "pagedopt.pictures.plot", "trace": "pagedopt.observe.trace"}
+_LATER = {
+    "CostPlan": "pagedopt.costs.planning",
+    "live": "pagedopt.observe.live",
+    "plan": "pagedopt.costs.planning",
+    "plot": "pagedopt.pictures.plot",
+    "trace": "pagedopt.observe.trace",
+}
 """Names that most trainings do not need, and the modules that they are imported from when they are."""
 
 __all__ = [
@@ -45,6 +53,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",
+    "CostPlan",
     "GlobalOptimManager",
     "MemoryStats",
     "PagedAdamW",
@@ -60,15 +69,19 @@ __all__ = [
     "export_state",
     "live",
     "load",
+    "plan",
     "plot",
     "save",
     "trace",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
+    return found
 
-    return getattr(import_module(_LAZY[name]), name)
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from made_up import contest, results, timing
 
-from bench import cases, gpu_cases, peers
-from bench.bars import BARS, Bar, bars_of
+from bench import cases, checkpoint, gpu_cases, peers
+from bench.bars import BARS, LOAD, SAVE, Bar, bars_of
 from bench.measure import Spread, spread
 from bench.report import bar_row
 from bench.results_file import Results
@@ -63,8 +63,8 @@ def test_every_bar_is_about_a_case_and_candidates_that_there_are(monkeypatch: py
             return AnyContest()
 
     names = {entrant.name for entrant in peers.ENTRANTS}
-    names |= {gpu_cases.BITSANDBYTES_PAGED, PAGED, RESIDENT, "paged 25 %"}
-    for kind, known in (("cpu", cases.CASES), ("gpu", gpu_cases.CASES)):
+    names |= {gpu_cases.BITSANDBYTES_PAGED, PAGED, RESIDENT, "paged 25 %", SAVE, LOAD}
+    for kind, known in (("cpu", cases.CASES), ("gpu", gpu_cases.CASES), ("checkpoint", checkpoint.CASES)):
         asked.clear()
         made = results(kind=kind)
         bars_of(Everything(*(getattr(made, name) for name in Results.__slots__)))

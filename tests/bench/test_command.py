@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, gpu_cases, transient
+from bench import cases, checkpoint, gpu_cases, transient
 from bench.__main__ import main
 from bench.results_file import FOLDER, load
 
@@ -50,6 +50,19 @@ def test_a_rehearsal_of_the_gpu_walks_through_every_case(tmp_path: Path) -> None
     training = found.contest("train")
     assert training is not None
     assert [timing.name for timing in training.timings] == ["resident", "paged 0 %", "torch fused"]
+
+
+def test_a_quick_run_of_checkpoints_walks_through_every_case(tmp_path: Path) -> None:
+    done = bench("checkpoint", "--quick", "--out", str(tmp_path), "--spill-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith("-checkpoint.json")
+    found = load(path)
+    assert {contest.case for contest in found.contests} == set(checkpoint.CASES)
+    for contest in found.contests:
+        assert not contest.refusals
+        assert [timing.name for timing in contest.timings][1:] == [contest.ceiling]
+        assert contest.share(contest.timings[0].name) is not None
 
 
 def test_a_quick_run_keeps_no_results_unless_told_where(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,12 @@ def test_results_read_back_as_written(tmp_path: Path) -> None:
     assert load_all(tmp_path) == [written]
 
 
+def test_what_a_machine_does_with_checkpoints_has_a_file_of_its_own(tmp_path: Path) -> None:
+    written = [results(kind=kind) for kind in ("cpu", "checkpoint")]
+    assert [save(one, tmp_path).name for one in written] == ["a-cpu-2-cores.json", "a-cpu-2-cores-checkpoint.json"]
+    assert load_all(tmp_path) == written
+
+
 def test_a_file_tells_seconds_rates_and_ratios_of_every_row() -> None:
     row = to_json(results())["contests"][0]["rows"][1]
     assert row["seconds"] == 0.1

@@ -18,7 +18,7 @@ from pagedopt.checkpoint.convert import convert
 from pagedopt.checkpoint.inspection import inspect
 from pagedopt.cli import main
 from pagedopt.formats.bitsandbytes import WRAPPER
-from states import SHAPES, contents, differences, optimizer_of, params_of
+from states import SHAPES, contents, differences, files_in, optimizer_of, params_of
 from strategies import STATE_KINDS
 
 
@@ -206,6 +206,38 @@ def test_large_state_is_put_together_in_files_beside_the_result(tmp_path: Path, 
     convert(tmp_path / "in", tmp_path / "large.pt", "torch")
     _assert_same(*(torch.load(tmp_path / name, weights_only=True) for name in ("small.pt", "large.pt")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "large.pt", "small.pt"]
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0], ids=["first-tensor", "midway", "last-tensor"])
+def test_damage_stops_a_conversion_and_what_was_there_stays(
+    where: float, saved: Path, tmp_path: Path, capsys: Any
+) -> None:
+    before = {"torch": tmp_path / "before.pt", "pagedopt": tmp_path / "before"}
+    for to, target in before.items():
+        assert run(capsys, "convert", saved, target, "--to", to, "--bits", 32)[0] == 0
+    paths = sorted(saved.glob("*.safetensors"))
+    path = paths[int(where * (len(paths) - 1))]
+    raw = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(raw[:8], "little")
+    raw[first + int(where * (len(raw) - 1 - first))] ^= 1
+    path.write_bytes(raw)
+    untouched = {**files_in(before["pagedopt"]), "before.pt": before["torch"].read_bytes()}
+    there = sorted(tmp_path.rglob("*"))
+
+    for to, target in (
+        ("torch", before["torch"]),
+        ("bitsandbytes", before["torch"]),
+        ("pagedopt", before["pagedopt"]),
+        ("torch", tmp_path / "new.pt"),
+        ("pagedopt", tmp_path / "new"),
+    ):
+        code, out, err = run(capsys, "convert", saved, target, "--to", to)
+        assert code == 1
+        assert not out
+        assert f"{path.name}: layer." in err
+        assert "its checksum differs" in err
+    assert {**files_in(before["pagedopt"]), "before.pt": before["torch"].read_bytes()} == untouched
+    assert sorted(tmp_path.rglob("*")) == there, "nothing half-written stays beside it"
 
 
 def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing(saved: Path, tmp_path: Path, capsys: Any) -> None:

@@ -102,7 +102,38 @@ def test_memory_is_a_few_chunks_whatever_the_file(tmp_path: Path, monkeypatch: p
                 assert b"".join(map(bytes, reader.views(begin, stop - begin))) == whole[begin:stop]
     finally:
         reader.close()
-    assert len(made) <= 16
+    assert len(made) <= 8
+
+
+@pytest.mark.parametrize("chunks_a_page", [0.3, 1, 2, 9.7])
+@pytest.mark.parametrize("bytes_a_value", [(4, 4), (4, 4, 4), (1, 1, 1 / 64, 1 / 64)], ids=["32", "amsgrad", "8"])
+def test_a_file_is_read_once_page_by_page(
+    bytes_a_value: tuple[float, ...], chunks_a_page: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page has its part of every tensor, so the file is read in as many streams as there are tensors."""
+    read: list[int] = []
+
+    def counted(fd: int, into: memoryview, offset: int, nbytes: int) -> None:
+        read.append(offset // CHUNK)
+        real(fd, into, offset, nbytes)
+
+    real = files.read_chunk
+    monkeypatch.setattr(files, "read_chunk", counted)
+    num_values = 100 * CHUNK
+    sizes = [int(num_values * width) for width in bytes_a_value]
+    (tmp_path / "file").write_bytes(bytes(sum(sizes)))
+    pages = int(sum(sizes) / CHUNK / chunks_a_page)
+    reader = FileReader(tmp_path / "file")
+    try:
+        for page in range(pages):
+            for index, size in enumerate(sizes):
+                start, stop = (int(size * at / pages) for at in (page, page + 1))
+                for _ in reader.views(sum(sizes[:index]) + start, stop - start):
+                    pass
+    finally:
+        reader.close()
+    assert set(read) == set(range(-(-sum(sizes) // CHUNK)))
+    assert len(read) <= len(set(read)) + 2 * len(sizes), "where two tensors meet, a chunk may come and go"
 
 
 class HalvesEverything:

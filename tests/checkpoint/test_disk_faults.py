@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
 import warnings
@@ -14,8 +15,8 @@ import pytest
 import pagedopt
 from disks import FailingOs, RecordingOs, images
 from mutations import MANIFEST, Files
-from oracle import twins
-from pagedopt import CheckpointError, PagedAdamW
+from oracle import train, twins
+from pagedopt import CheckpointError, PagedAdamW, StateLostError
 from pagedopt.checkpoint import file_reader, file_writer, files
 from states import contents, differences, files_in, optimizer_of, params_of
 from strategies import STATE_KINDS
@@ -51,9 +52,13 @@ def new() -> PagedAdamW:
     return PagedAdamW(named, page_size="64KiB", **STATE_KINDS["8-clipped"])
 
 
-def lay_down(found: Files, folder: Path) -> None:
+def lay_down(found: Files | None, folder: Path) -> None:
+    """Make the folder hold these files and nothing else; None: remove it and the one that it is in."""
+    if found is None:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        return
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, data in found.items():
         (folder / name).write_bytes(data)
 
@@ -72,8 +77,8 @@ def test_a_save_whose_disk_fails_leaves_the_old_checkpoint_or_the_new(
 ) -> None:
     known = [contents(one) for one in steps]
     pagedopt.save(steps[0], tmp_path / "old")
-    old = files_in(tmp_path / "old") if was_there else {}
-    folder, seen = tmp_path / "checkpoint", set()
+    old = files_in(tmp_path / "old") if was_there else None
+    folder, seen = tmp_path / "folder" / "checkpoint", set()
     for fails_at in range(1, 1000):
         lay_down(old, folder)
         system = FailingOs(fails_at, **fault)
@@ -86,12 +91,51 @@ def test_a_save_whose_disk_fails_leaves_the_old_checkpoint_or_the_new(
         if error is None or was_there or (folder / MANIFEST).exists():
             assert step_in(folder, known) == 1 or (error is not None and was_there), where
         if error is not None and "nothing was changed" in str(error) and not fault.get("lasting"):
-            assert files_in(folder) == old, f"{where}: something was left behind"
+            assert (files_in(folder) if folder.parent.exists() else None) == old, f"{where}: something was left behind"
         pagedopt.save(steps[1], folder)
         assert step_in(folder, known) == 1, where
         assert len(files_in(folder)) == 2, f"{where}: the next save tidies up"
     assert {"open", "fsync", "pwritev", "replace", "ftruncate", "posix_fallocate"} <= seen
-    assert was_there <= ("unlink" in seen)
+    assert ("unlink" if was_there else "mkdir") in seen
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("has_state", [False, True], ids=["new", "stepped"])
+def test_a_load_whose_disk_fails_leaves_nothing_half_loaded(
+    fault: dict[str, Any], has_state: bool, steps: list[PagedAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = contents(steps[1])
+    pagedopt.save(steps[1], tmp_path)
+    seen, outcomes = set(), set()
+    for fails_at in range(1, 1000):
+        optimizer = new()
+        if has_state:
+            train(optimizer, params_of(optimizer), 1)
+        before = contents(optimizer)
+        system = FailingOs(fails_at, **fault)
+        error = _failure(system, monkeypatch, lambda optimizer=optimizer: pagedopt.load(optimizer, tmp_path))
+        if system.failed is None:
+            break
+        seen.add(system.failed)
+        where = f"{system.failed}, call {fails_at}"
+        if error is None:
+            assert differences(contents(optimizer), saved) == [], where
+            outcomes.add("loaded")
+            continue
+        assert isinstance(error, CheckpointError), (where, repr(error))
+        try:
+            assert differences(contents(optimizer), before) == [], where
+            outcomes.add("unchanged")
+        except StateLostError:
+            assert has_state, f"{where}: a new optimizer is new again"
+            outcomes.add("lost")
+            with pytest.raises(StateLostError, match="load again, or clear"):
+                optimizer.step()
+        pagedopt.load(optimizer, tmp_path)
+        assert differences(contents(optimizer), saved) == [], where
+    assert {"open", "fstat", "preadv"} <= seen
+    assert outcomes >= {"unchanged"}
+    assert "lost" not in outcomes or has_state
 
 
 def _failure(system: FailingOs, monkeypatch: pytest.MonkeyPatch, act: Any) -> BaseException | None:
@@ -130,6 +174,44 @@ def test_a_file_that_cannot_be_removed_is_said_and_the_save_holds(
             pagedopt.save(steps[1], tmp_path)
     assert said[0].filename == __file__
     assert step_in(tmp_path, [contents(one) for one in steps]) == 1
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_cause(
+    steps: list[PagedAdamW], tmp_path: Path, monkeypatch: Any
+) -> None:
+    class Unreadable(FailingOs):
+        def preadv(self, fd: int, into: list[memoryview], offset: int) -> int:
+            if offset:
+                raise OSError(errno.EIO, "Input/output error")
+            return os.preadv(fd, into, offset)
+
+    pagedopt.save(steps[0], tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    monkeypatch.setattr(files, "os", Unreadable(10**9))
+    with pytest.raises(CheckpointError, match=f"{path.name} cannot be read: input/output error") as refused:
+        pagedopt.load(new(), tmp_path)
+    cause: BaseException | None = refused.value
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    assert cause is not None
+    assert cause.errno == errno.EIO
+
+
+def test_a_file_that_cannot_be_closed_after_it_was_read_is_said_and_the_load_holds(
+    steps: list[PagedAdamW], tmp_path: Path, monkeypatch: Any
+) -> None:
+    class Unclosable(FailingOs):
+        def close(self, fd: int) -> None:
+            os.close(fd)
+            raise OSError(errno.EIO, "Input/output error")
+
+    pagedopt.save(steps[0], tmp_path)
+    loaded = new()
+    monkeypatch.setattr(files, "os", Unclosable(10**9))
+    with pytest.warns(UserWarning, match="was read, and could not be closed: Input/output error") as said:
+        pagedopt.load(loaded, tmp_path)
+    assert len(said) == 2, "the manifest and the data file"
+    assert differences(contents(loaded), contents(steps[0])) == []
 
 
 # Power cuts: what was not synced may be lost.
@@ -175,14 +257,40 @@ def test_a_power_cut_at_any_moment_leaves_the_old_checkpoint_or_the_new(
     assert survivors(steps, tmp_path, monkeypatch, first=first) == []
 
 
-@pytest.mark.parametrize("left_out", ["sync", "sync_folder"])
-def test_every_kind_of_sync_is_needed(
-    left_out: str, steps: list[PagedAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_syncing_the_files_is_needed(steps: list[PagedAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the simulated disk does lose a checkpoint: so the test above can tell."""
-    monkeypatch.setattr(files, left_out, lambda _: None)
-    if left_out == "sync_folder":
-        with pytest.raises(ValueError, match="max"):  # then nothing is ever done for sure
-            survivors(steps, tmp_path, monkeypatch, first=False)
-    else:
-        assert survivors(steps, tmp_path, monkeypatch, first=False) != []
+    monkeypatch.setattr(files, "sync", lambda _: None)
+    assert survivors(steps, tmp_path, monkeypatch, first=False) != []
+
+
+@pytest.mark.parametrize("left_out", [1, 2], ids=["before-the-rename", "after-it"])
+def test_each_of_the_two_folder_syncs_is_needed(
+    left_out: int, steps: list[PagedAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the first a new manifest may name files that have no name; without the second an old one may come back
+    whose files were removed."""
+    real, calls = files.sync_folder, []
+
+    def sometimes(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) != left_out:
+            real(folder)
+
+    work = tmp_path / "checkpoint"
+    pagedopt.save(steps[0], work)
+    before, system = set(files_in(work)) - {MANIFEST}, RecordingOs(work)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_folder", sometimes)
+        patch.setattr(files, "os", system)
+        pagedopt.save(steps[1], work)
+    assert len(calls) == 2
+    known, wrong = [contents(one) for one in steps], set()
+    for _, moment in system.moments:
+        for image in images(moment, random.Random(0), 0):
+            lay_down(image, tmp_path / "image")
+            outcome = _outcome(tmp_path / "image", known)
+            if outcome not in (0, 1):
+                wrong.add(str(outcome))
+    ((said),) = wrong
+    assert said.endswith("is missing")
+    assert any(name in said for name in before) == (left_out == 2), "which checkpoint lacks a file"

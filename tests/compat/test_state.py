@@ -407,7 +407,7 @@ def test_a_forked_worker_that_drops_its_copy_takes_nothing_from_its_parent(cls: 
     answer = context.SimpleQueue()
     worker = context.Process(target=_drop, args=(held, answer))
     worker.start()
-    worker.join(timeout=30)
+    worker.join(timeout=240)
     assert worker.exitcode == 0
     train(held[0], ours, range(2, 4))
     train(cls(theirs), theirs, 4)

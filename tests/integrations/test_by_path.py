@@ -1,4 +1,6 @@
-"""Frameworks that are not installed here, by the calls that they make: import paths, text values, injected keys."""
+"""Frameworks that are not installed here, by the calls that they make: import paths, text values, injected keys,
+entry points.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import functools
 import importlib
 import importlib.util
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.stateful import Stateful
 
-from pagedopt import PagedAdamW, PagedAdamW8bit
+from pagedopt import PagedAdamW, PagedAdamW8bit, PagedAdamW32bit
 
 
 def new_model() -> nn.Sequential:
@@ -204,6 +208,69 @@ def test_a_container_of_optimizers_saves_flat_and_resumes_to_the_bit() -> None:
 def test_the_fused_implementation_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="fused=True"):
         OptimizersContainer([new_model()], PagedAdamW8bit, {**TITAN, "fused": True})
+
+
+# -- LLM Foundry -------------------------------------------------------------------------------------------------------
+
+FOUNDRY = "llmfoundry_optimizers"
+"""The group of entry points in which its registry of optimizers looks a name up."""
+
+
+def entry_points() -> dict[str, metadata.EntryPoint]:
+    """Return those of the installed package; run from its sources, those that it will have."""
+    installed = [
+        found
+        for found in metadata.entry_points(group=FOUNDRY)
+        if found.dist is not None and found.dist.name == "pagedopt"
+    ]
+    if installed:
+        return {found.name: found for found in installed}
+    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml where the package is not installed")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = project["entry-points"][FOUNDRY]
+    return {name: metadata.EntryPoint(name, value, FOUNDRY) for name, value in declared.items()}
+
+
+def build_optimizer(model: nn.Module, name: str, config: dict[str, Any]) -> torch.optim.Optimizer:
+    """LLM Foundry's: groups by a part of their names, what is left in a view of a dict, everything by keyword."""
+    named = OrderedDict((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    params: list[dict[str, Any]] = []
+    for group in config.pop("param_groups"):
+        match = group.pop("param_str_match")
+        params.append({"params": [named.pop(n) for n in list(named) if match in n], **group})
+    params.insert(0, {"params": named.values()})
+    cls = entry_points()[name].load()
+    assert issubclass(cls, torch.optim.Optimizer)
+    optimizer: torch.optim.Optimizer = cls(**config, params=params)
+    return optimizer
+
+
+@pytest.mark.framework(
+    "LLM Foundry", "`optimizer: {name: paged_adamw_8bit, lr: 2e-5, max_gpu_memory: 2GiB}`, found by its entry point"
+)
+def test_an_entry_point_by_name_with_groups_by_parts_of_names() -> None:
+    model = new_model()
+    config = {
+        "lr": 1e-2,
+        "betas": [0.9, 0.95],
+        "page_size": "64KiB",
+        "param_groups": [{"param_str_match": "bias", "weight_decay": 0.0}],
+    }
+    optimizer = build_optimizer(model, "paged_adamw_8bit", config)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-2, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+    before = bits_of(model)
+    backward(model, 0)
+    optimizer.step()
+    assert not any(torch.equal(left, right) for left, right in zip(before, bits_of(model), strict=True))
+
+
+def test_every_entry_point_is_the_class_of_its_name() -> None:
+    assert {name: found.load() for name, found in entry_points().items()} == {
+        "paged_adamw": PagedAdamW,
+        "paged_adamw_8bit": PagedAdamW8bit,
+        "paged_adamw_32bit": PagedAdamW32bit,
+    }
 
 
 # -- Axolotl -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """One data file, read past the page cache in aligned chunks, ahead of whoever asks for them.
 
-A page takes its part of every tensor of its parameter, so a file is read in a few streams at once; small tensors are
-neighbours and share chunks. A chunk that was asked for brings the next ones.
+A page takes its part of every tensor of its parameter, so a file is read in as many streams at once as a parameter has
+tensors, each going on where it was. There is room for the chunk that each stream is in and the one after it. What
+leaves first is a chunk that was read to its end, then the one that was not asked for the longest. Small tensors are
+neighbours and share chunks.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from torch import Tensor
 from pagedopt.checkpoint import files
 from pagedopt.tiers.buffers import bytes_of, new_host_buffer
 
-CHUNK = 1 << 20
-"""Bytes read at once: enough for a disk's full speed."""
+CHUNK = 2 << 20
+"""Bytes read at once: enough for a disk's full speed, and one huge page of RAM."""
 
-_AHEAD = 3
-_MAX_CHUNKS = 4 * (1 + _AHEAD)
-"""Chunks in memory: those of as many streams as a parameter has tensors."""
+_MAX_STREAMS = 4
+"""Tensors of a parameter."""
+
+_MAX_CHUNKS = 2 * _MAX_STREAMS
+"""Chunks in memory."""
 
 _THREADS = 2
 
@@ -37,8 +41,9 @@ class FileReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._fd = files.open_regular(path)
-        self._chunks: OrderedDict[int, tuple[Tensor, Future[None] | None]] = OrderedDict()  # the last used at the end
+        self._chunks: OrderedDict[int, tuple[Tensor, Future[None] | None]] = OrderedDict()  # the first to leave first
         self._threads: ThreadPoolExecutor | None = None
         try:
             self.nbytes = files.size(self._fd)
@@ -60,6 +65,8 @@ class FileReader:
             count = min(CHUNK - within, stop - offset)
             yield bytes_of(self._chunk(number))[within : within + count]
             offset += count
+            if within + count == CHUNK and number in self._chunks:
+                self._chunks.move_to_end(number, last=False)
 
     def close(self) -> None:
         """Close the file. May be called again."""
@@ -68,13 +75,14 @@ class FileReader:
         self._chunks.clear()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            files.close(fd)
+            files.close_read(fd, self._path)
 
     def _chunk(self, number: int) -> Tensor:
-        self._start(number)
-        self._chunks.move_to_end(number)
-        for ahead in range(number + 1, min(number + 1 + _AHEAD, -(-self.nbytes // CHUNK))):
-            self._start(ahead)
+        """Return a chunk, with the one after it being read; they are the last to leave."""
+        for wanted in (number, number + 1):
+            if wanted * CHUNK < self.nbytes:
+                self._start(wanted)
+                self._chunks.move_to_end(wanted)
         buffer, future = self._chunks[number]
         if future is not None:
             try:

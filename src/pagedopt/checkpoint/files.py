@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import sys
+import warnings
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -19,6 +20,7 @@ DIRECT_ALIGNMENT = 4096
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_CLOEXEC", 0)
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def create(path: Path) -> int:
@@ -40,7 +42,12 @@ def make_direct(fd: int) -> None:
 def open_regular(path: Path) -> int:
     """Open a file for reading. What is no regular file (a pipe would make us wait for ever) is an error."""
     fd = os.open(path, os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0))
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    if is_regular:
         return fd
     os.close(fd)
     raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -162,7 +169,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def close(fd: int) -> None:
+    """Close a file. That this fails can be how the system tells that bytes written before are lost."""
     os.close(fd)
+
+
+def close_read(fd: int, path: Path) -> None:
+    """Close a file of which nothing was written. What was read of it stays true if that fails, which is said."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        warnings.warn(f"{path} was read, and could not be closed: {error.strerror or error}", stacklevel=2)
 
 
 def replace(old: Path, new: Path) -> None:
@@ -183,17 +199,35 @@ def names(folder: Path) -> list[str]:
     return os.listdir(folder)  # noqa: PTH208 - as above
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it that are missing, all on the disk."""
+def make_folder(folder: Path) -> list[Path]:
+    """Make `folder` and those above it that are missing, all on the disk, or none; return them, outermost first."""
     missing = [folder, *folder.parents]
     missing = missing[: next(i for i, path in enumerate(missing) if os.path.isdir(path))]  # noqa: PTH112 - as above
-    for path in reversed(missing):
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            try:
+                os.mkdir(path)  # noqa: PTH102 - as above
+                made.append(path)
+            except FileExistsError:
+                if not os.path.isdir(path):  # noqa: PTH112 - as above
+                    raise
+            sync_folder(path.parent)
+    except BaseException:
+        remove_folders(made)
+        raise
+    return made
+
+
+def remove_folders(made: list[Path]) -> None:
+    """Remove folders that `make_folder` made, up to the first in which there is something by now."""
+    for path in reversed(made):
         try:
-            os.mkdir(path)  # noqa: PTH102 - as above
-        except FileExistsError:
-            if not os.path.isdir(path):  # noqa: PTH112 - as above
-                raise
-        sync_folder(path.parent)
+            os.rmdir(path)  # noqa: PTH106 - as above
+        except OSError as error:  # noqa: PERF203 - each is removed on its own
+            if error.errno not in _NOT_EMPTY:
+                warnings.warn(f"{path} is empty, and could not be removed: {error.strerror or error}", stacklevel=2)
+            return
 
 
 class FolderLock:

@@ -248,7 +248,7 @@ def _read_manifest(folder: Path) -> bytes:
             raw = bytearray(nbytes)
             files.read(fd, memoryview(raw), 0)
         finally:
-            files.close(fd)
+            files.close_read(fd, path)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} is no checkpoint: it has no {manifests.NAME}") from None
     except OSError as error:

@@ -108,20 +108,27 @@ class _Save:
         self._manifest(dict.fromkeys(self._all_keys(), ""))  # refuses what it cannot keep before anything is written
 
     def run(self, show_progress: bool | None) -> None:
-        files.make_folder(self._folder)
-        with closing(files.FolderLock(self._folder)) as lock:
-            before = self._files_before()
-            try:
-                self._write_data(show_progress)
-                files.sync_folder(self._folder)
-                self._write_manifest()
-            except BaseException:
-                self._remove([*self._files, self._staged.name])
-                raise
-            self.what_is_left = "the old checkpoint is there, or the new one in its place; which, only loading tells"
-            files.replace(self._staged, self._folder / manifests.NAME)
+        made = files.make_folder(self._folder)
+        try:
+            with closing(files.FolderLock(self._folder)) as lock:
+                self._replace(lock, show_progress)
+        except BaseException:
+            files.remove_folders(made)
+            raise
+
+    def _replace(self, lock: files.FolderLock, show_progress: bool | None) -> None:
+        before = self._files_before()
+        try:
+            self._write_data(show_progress)
             files.sync_folder(self._folder)
-            self._remove(self._leftovers() if lock.is_alone() else before)
+            self._write_manifest()
+        except BaseException:
+            self._remove([*self._files, self._staged.name])
+            raise
+        self.what_is_left = "the old checkpoint is there, or the new one in its place; which, only loading tells"
+        files.replace(self._staged, self._folder / manifests.NAME)
+        files.sync_folder(self._folder)
+        self._remove(self._leftovers() if lock.is_alone() else before)
 
     def _all_keys(self) -> Iterator[tuple[int, str]]:
         for param in self._params:
@@ -189,8 +196,9 @@ class _Save:
 
     def _files_before(self) -> list[str]:
         """Return the files of the checkpoint that is there; none that can be known if it is damaged."""
+        path = self._folder / manifests.NAME
         try:
-            fd = files.open_regular(self._folder / manifests.NAME)
+            fd = files.open_regular(path)
         except FileNotFoundError:
             return []
         try:
@@ -200,7 +208,7 @@ class _Save:
         except CheckpointError:  # it is being replaced: that it cannot be read is what its loading would say
             return []
         finally:
-            files.close(fd)
+            files.close_read(fd, path)
 
     def _leftovers(self) -> list[str]:
         staged = f".{manifests.NAME}."
@@ -216,7 +224,7 @@ class _Save:
             try:
                 files.remove(self._folder / name)
             except OSError as error:  # noqa: PERF203 - each is removed on its own
-                warnings.warn(f"{self._folder / name} is of no use and could not be removed: {error}", stacklevel=5)
+                warnings.warn(f"{self._folder / name} is of no use and could not be removed: {error}", stacklevel=6)
 
 
 def _written_by() -> str:

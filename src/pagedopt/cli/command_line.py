@@ -14,12 +14,14 @@ import typer
 from pagedopt import __version__
 from pagedopt.cli.convert import convert
 from pagedopt.cli.demo import demo
+from pagedopt.cli.doctor import doctor
 from pagedopt.cli.inspect import inspect
 from pagedopt.cli.memory import memory
+from pagedopt.cli.plan import plan
 from pagedopt.cli.plot import plot
 from pagedopt.errors import CheckpointError, PagedOptError
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, memory, inspect, convert, plot)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, doctor, plan, memory, inspect, convert, plot)
 """In the order of the help; a function's name is its command's."""
 
 app = typer.Typer(
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that `arguments` (default: those of the process) name, then exit with its code."""
     try:
         app(arguments)
-    except PagedOptError as error:
+    except (PagedOptError, OSError) as error:  # what breaks is told in one line: a traceback is for our own bugs
         typer.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pagedopt.errors import CheckpointError
 
-PIECE = 1 << 17
-"""Values converted at once: a few MiB of temporaries, and enough work to hide Python's."""
+PIECE = 1 << 15
+"""Values converted at once: two dozen temporaries of 128 or 256 KiB, and enough work to hide Python's."""
 
 GNORM_HISTORY = "gnorm_history"
 """Our key for the squared gradient norms of percentile clipping."""

@@ -21,10 +21,12 @@ class Frame:
     Attributes:
         buffer: uint8 [page_nbytes] on the pager's device.
         pending: the write that still reads the buffer for the page that was in it before; what comes next follows it.
+        is_zero: whether it has been zero since it was allocated; zeroing it again would touch all of it once more.
     """
 
     buffer: Tensor
     pending: Transfer | None = None
+    is_zero: bool = False
 
 
 class FramePool:
@@ -34,12 +36,16 @@ class FramePool:
         page_nbytes: bytes of a frame.
         allocate: makes a buffer, uint8 [page_nbytes].
         ledger: what frames are charged to.
+        allocates_zeros: whether a buffer that was just made is zero.
     """
 
-    def __init__(self, page_nbytes: int, allocate: Callable[[int], Tensor], ledger: Ledger) -> None:
+    def __init__(
+        self, page_nbytes: int, allocate: Callable[[int], Tensor], ledger: Ledger, *, allocates_zeros: bool = False
+    ) -> None:
         self._page_nbytes = page_nbytes
         self._allocate = allocate
         self._ledger = ledger
+        self._allocates_zeros = allocates_zeros
         self._idle: list[Frame] = []
         self.num_charged = 0
         self.num_allocated = 0
@@ -76,11 +82,11 @@ class FramePool:
             return self._idle.pop()
         if self.num_allocated == self.num_charged:
             return None
-        frame = Frame(self._allocate(self._page_nbytes))
+        frame = Frame(self._allocate(self._page_nbytes), is_zero=self._allocates_zeros)
         self.num_allocated += 1
         return frame
 
     def give(self, frame: Frame) -> None:
         """Take back a frame that no page and no transfer uses."""
-        frame.pending = None
+        frame.pending, frame.is_zero = None, False
         self._idle.append(frame)

@@ -126,8 +126,11 @@ class Pager:
         with self._lock:
             if device not in self._on:
                 self.config.check_budget(device)
-                self._on[device] = _device_pager(self.config, device, self._host)
+                self._on[device] = self._new_device_pager(device)
             return self._on[device]
+
+    def _new_device_pager(self, device: torch.device) -> DevicePager:
+        return _device_pager(self.config, device, self._host)
 
     def devices(self) -> dict[torch.device, DevicePager]:
         """Return the pagers made so far by device."""
@@ -174,7 +177,7 @@ def _device_pager(config: PagingConfig, device: torch.device, host: Ledger) -> D
     page_nbytes = config.page_nbytes(device)
     name, budget = config.frame_budget(device)
     if device.type == "cpu":
-        frames = FramePool(page_nbytes, new_host_buffer, host)
+        frames = FramePool(page_nbytes, new_host_buffer, host, allocates_zeros=True)
         open_tier: Callable[[], Tier] = partial(DiskTier, page_nbytes, config.spill_dir)
     else:
         floor = config.working_set * page_nbytes

@@ -272,8 +272,9 @@ class Residency:
             raise
         if page.is_stored:
             self._notify_moved("filled", page, page.transfer)
-        else:
+        elif not page.frame.is_zero:
             page.frame.buffer.zero_()
+        page.frame.is_zero = False  # whoever pins it may write
         page.transfer, page.state = None, PageState.RESIDENT
 
     # -- out of a frame ------------------------------------------------------------------------------------------------

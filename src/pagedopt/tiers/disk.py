@@ -43,6 +43,11 @@ MAX_EXTENT_NBYTES = 256 << 20
 """Room is taken in extents that double up to this: few of them, so that pages lie in one piece."""
 
 
+def extent_nbytes(file_nbytes: int, page_nbytes: int) -> int:
+    """Return by how much a spill file of `file_nbytes` grows when the next page of `page_nbytes` needs room."""
+    return max(min(file_nbytes, MAX_EXTENT_NBYTES) // page_nbytes, 1) * page_nbytes
+
+
 @dataclass(slots=True, eq=False)
 class _Slot:
     """The place of one page in the file; `checksum` is None while it holds no whole page."""
@@ -149,10 +154,10 @@ class DiskTier:
         return self._end - self._page_nbytes
 
     def _extend(self, file: SpillFile) -> None:
-        doubled = min(file.nbytes, MAX_EXTENT_NBYTES) // self._page_nbytes * self._page_nbytes
-        if doubled > self._page_nbytes:
+        extent = extent_nbytes(file.nbytes, self._page_nbytes)
+        if extent > self._page_nbytes:
             try:
-                file.extend(doubled)
+                file.extend(extent)
             except SpillError:  # less than that is left: a page at a time is all that is needed
                 file.extend(self._page_nbytes)
         else:
