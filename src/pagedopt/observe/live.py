@@ -77,6 +77,7 @@ class live:  # noqa: N801 - a context manager that people call like a function
             console = Console(file=self._file, highlight=False)
             self._live = Live(console=console, auto_refresh=False, transient=not self._final)
             self._live.start()
+            console.show_cursor()  # a training that ends by an exception may leave this unended, and a cursor hidden
         self._listener = StepListener(self._optimizers, self._before_step, self._after_step)
         return self
 

@@ -16,7 +16,7 @@ from pagedopt.units import format_bytes
 PLACES = {"frames": (LIGHT, "in frames"), "host": (MIDDLE, "in RAM, no frame"), "disk": (DARK, "on disk, no frame")}
 """From the bottom up, with what they are called."""
 
-MOST_SAMPLES = 600
+MOST_SAMPLES = 300
 """Points along the time axis: more than a picture has columns would only make the file large."""
 
 
@@ -42,7 +42,7 @@ def _draw_places(axes: Axes, trace: DeviceTrace) -> None:
     bottoms = [0] * len(samples)
     for place, (shade, text) in shown.items():
         tops = [bottom + sample.values[place] for bottom, sample in zip(bottoms, samples, strict=True)]
-        area = axes.fill_between(seconds, bottoms, tops, step="post", edgecolor=BLACK, linewidth=0.3, label=text)
+        area = axes.fill_between(seconds, bottoms, tops, step="post", edgecolor=BLACK, linewidth=0, label=text)
         area.set(facecolor=shade.colour, hatch=shade.hatch)
         bottoms = tops
     if trace.budget_nbytes is not None:

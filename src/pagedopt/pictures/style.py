@@ -34,7 +34,7 @@ class Shade:
 
 DARK = Shade("#0b2545")
 MIDDLE = Shade("#d9822b", "////")
-LIGHT = Shade("#c9d9e8", "..")
+LIGHT = Shade("#c9d9e8", "\\\\\\\\")
 PALE = Shade("#ffffff")
 """Their brightness is 14 %, 62 %, 84 % and 100 %."""
 
