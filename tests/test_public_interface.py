@@ -21,6 +21,7 @@ PUBLIC = [
     "CorruptPageError",
     "CostPlan",
     "GlobalOptimManager",
+    "InBackward",
     "MemoryStats",
     "PagedAdamW",
     "PagedAdamW8bit",
@@ -33,11 +34,13 @@ PUBLIC = [
     "__version__",
     "backends",
     "export_state",
+    "fetch_in_backward",
     "live",
     "load",
     "plan",
     "plot",
     "save",
+    "step_in_backward",
     "trace",
 ]
 """In the order in which people look names up: 8 before 32."""
