@@ -17,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test torture sanitize bench check format pins clean
+.PHONY: help demo qlora test torture sanitize bench check pictures format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ check: $(STAMPS)/check  ## lint, format, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+
+pictures: $(STAMPS)/demo $(STAMPS)/package  ## draw docs/pictures anew, from a training of seconds and from bench/results
+	$(BIN)/python tools/pictures.py
 
 format: $(STAMPS)/check  ## write the format that `make check` asks for
 	$(BIN)/ruff check --fix .
