@@ -3,7 +3,7 @@
 Pages flow through stages that work at the same time: while one page is updated, others are read and written. So a step
 takes as long as its slowest stage, and once more what the other stages take for a single page, the first or the last:
 
-    seconds = max(terms) + (sum(terms) - max(terms)) / pages that move
+    seconds = slowest + (sum of all - slowest) / pages that move
 
 | term        | bytes or values                                | rate                                        |
 |-------------|------------------------------------------------|---------------------------------------------|
@@ -73,7 +73,7 @@ class Prediction:
     Attributes:
         seconds: of the whole step.
         terms: seconds that each would take alone.
-        binds: the term that the others wait for.
+        binds: the term that the others wait for: the largest of the slowest stage.
     """
 
     seconds: float
@@ -104,7 +104,11 @@ def predict(account: Account, rates: Rates, traffic: Traffic, *, num_params: int
         terms[DEVICE] = (traffic.host_read + traffic.disk_read) / rates.of_bytes("up") + (
             traffic.host_written + traffic.disk_written
         ) / rates.of_bytes("down")
-    return Prediction(_overlapped(terms, pages), terms, max(terms, key=lambda name: terms[name]))
+    stages = [(COMPUTE, DEVICE), (DISK,), (HOST,)]  # compute and copies to a device share a stream
+    times = {stage: sum(terms.get(name, 0.0) for name in stage) for stage in stages}
+    slowest = max(stages, key=lambda stage: times[stage])
+    seconds = times[slowest] + (sum(times.values()) - times[slowest]) / max(pages, 1.0)
+    return Prediction(seconds, terms, max(slowest, key=lambda name: terms.get(name, 0.0)))
 
 
 def _compute(account: Account, rates: Rates, num_params: int, pages: float) -> float:
@@ -121,10 +125,3 @@ def _disk(traffic: Traffic, rates: Rates) -> float:
     if traffic.disk_written > both:
         seconds += (traffic.disk_written - both) / rates.of_bytes("disk_write")
     return seconds
-
-
-def _overlapped(terms: Mapping[str, float], pages: float) -> float:
-    stages = {name: seconds for name, seconds in terms.items() if name != DEVICE}
-    stages[COMPUTE] += terms.get(DEVICE, 0.0)  # both on one stream
-    slowest = max(stages.values())
-    return slowest + (sum(stages.values()) - slowest) / max(pages, 1.0)
