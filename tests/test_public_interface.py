@@ -21,6 +21,7 @@ PUBLIC = [
     "CorruptPageError",
     "CostPlan",
     "GlobalOptimManager",
+    "InBackward",
     "MemoryStats",
     "PagedAdamW",
     "PagedAdamW8bit",
@@ -33,9 +34,11 @@ PUBLIC = [
     "__version__",
     "backends",
     "export_state",
+    "fetch_in_backward",
     "load",
     "plan",
     "save",
+    "step_in_backward",
     "trace",
 ]
 """In the order in which people look names up: 8 before 32."""

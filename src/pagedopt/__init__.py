@@ -21,6 +21,7 @@ from pagedopt.errors import (
 )
 from pagedopt.kernels.select import Backend, backends
 from pagedopt.optim.adamw import AdamW, AdamW8bit, AdamW32bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit
+from pagedopt.optim.in_backward import InBackward, fetch_in_backward, step_in_backward
 from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.optim.statistics import MemoryStats
 from pagedopt.paging.pager import Pager
@@ -51,6 +52,7 @@ __all__ = [
     "CorruptPageError",
     "CostPlan",
     "GlobalOptimManager",
+    "InBackward",
     "MemoryStats",
     "PagedAdamW",
     "PagedAdamW8bit",
@@ -63,9 +65,11 @@ __all__ = [
     "__version__",
     "backends",
     "export_state",
+    "fetch_in_backward",
     "load",
     "plan",
     "save",
+    "step_in_backward",
     "trace",
 ]
 

@@ -124,6 +124,13 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._place_missing([target], [grad])
             self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
+    def fetch_ahead(self) -> None:
+        """Begin to read the pages that the next step needs first, where there are frames for them: a hint."""
+        with self._store.lock:
+            if not self._is_closed and not self._store.is_lost:
+                for plan in self._parameters.plans_of(None):
+                    plan.pager.fetch(plan.pages)
+
     def _step_tools(self, plan: Plan) -> tuple[Any, Any]:
         return self._store.counters, kernel_for(plan.device)
 
@@ -154,6 +161,8 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._step_stats = paging_stats(self._store) - before
         self._report(steps)
         self._store.refresh()
+        for step in steps:
+            step.end()
 
     def _report(self, steps: Sequence[Step]) -> None:
         """Log what the step did and, where it changed, how the state is laid out."""

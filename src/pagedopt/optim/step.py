@@ -89,6 +89,7 @@ class Step:
     def run(self) -> None:
         """Update every live page."""
         plan = self._plan
+        plan.pager.begin_step()
         measured = plan.live_pages(plan.tensorwise, self._is_live)
         with closing(sweep(plan.pager, measured, dirty=False)) as pages:
             for page, frame in pages:
@@ -100,6 +101,10 @@ class Step:
                 with profiled("update"):
                     self._update(page, frame)
         self._mark_changed()
+
+    def end(self) -> None:
+        """Leave the memory that is needed for other things until the next step."""
+        self._plan.pager.end_step()
 
     def _mark_changed(self) -> None:
         """Tell autograd what kernels changed through addresses; inference tensors have nothing to tell."""

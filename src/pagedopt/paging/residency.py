@@ -19,6 +19,8 @@ from pagedopt.paging.stats import Counters, PagingMemory
 from pagedopt.paging.table import Page, PageState, PageTable
 from pagedopt.ranges import profiled
 from pagedopt.tiers.base import Home, Span, Tier, TierUsage, Transfer
+from pagedopt.tiers.staged import to_be_followed
+from pagedopt.tiers.streams import Streams
 
 
 class PageEvent(NamedTuple):
@@ -55,6 +57,7 @@ class Residency:
         frames: the frames, and with them the budget.
         open_tier: makes the home of pages that do not fit; called when the first page does not.
         budget_name: the argument to name where the budget is too small.
+        streams: of the device that the frames are on.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Residency:
         frames: FramePool,
         open_tier: Callable[[], Tier],
         budget_name: str,
+        streams: Streams,
     ) -> None:
         self.page_nbytes = page_nbytes
         self.prefetch_depth = prefetch_depth
@@ -79,6 +83,7 @@ class Residency:
         self.lost: dict[int, Exception] = {}
         self._open_tier = open_tier
         self._budget_name = budget_name
+        self._streams = streams
 
     @property
     def working_set(self) -> int:
@@ -116,6 +121,7 @@ class Residency:
 
     def new_page(self) -> Page:
         """Add a page, with a frame of its own if the budget has one, else with room in the tier."""
+        self.regrow()
         has_frame = self.frames.grow()
         try:
             if not has_frame and self.frames.num_charged < self.working_set:
@@ -202,19 +208,22 @@ class Residency:
     def _free_frame(self) -> Frame | None:
         """Return a frame that is idle, or is left by the page that began to leave first."""
         self.collect()
-        frame = self.frames.take()
+        frame = self._new_frame()
         if frame is None and self.leaving:
             frame = self._evict(next(iter(self.leaving.values())))
         return frame
 
+    def _new_frame(self) -> Frame | None:
+        if not self.frames.num_available:
+            self.regrow()
+        frame = self.frames.take()
+        if frame is not None and frame.stream is None:  # the allocator has it ready for the current stream
+            frame.stream = self._streams.current()
+        return frame
+
     def _taken_frame(self) -> Frame | None:
         """Return a frame taken from a page that would rather stay, None if all are pinned."""
-        victim = self.replacement.victim(len(self.table))
-        if victim is None:
-            victim = self.replacement.last_resort()
-        if victim is None:
-            return None
-        self._leave(self.table[victim])
+        self._begin_leaving()
         return self._free_frame()
 
     def _fill(self, page: Page, frame: Frame) -> None:
@@ -222,10 +231,10 @@ class Residency:
         pending, frame.pending = frame.pending, None
         self.replacement.expect(page.number)
         if not page.is_stored:
-            page.transfer = pending  # then it is filled with zeros
+            page.transfer = None if pending is None else to_be_followed(pending)  # then it is filled with zeros
             return
         assert self.tier is not None
-        after = () if pending is None else (pending,)
+        after = self._users(frame) if pending is None else (pending,)  # which followed the users before it
         with profiled("read"):
             page.transfer = self.tier.read(page.number, frame.buffer, after=after)
         self.counters.bytes_read[self.tier.home(page.number)] += self.page_nbytes
@@ -248,6 +257,8 @@ class Residency:
         if page.transfer is not None:
             self._end_write(page.number)
             self.refuse_lost()
+        assert page.frame is not None
+        self.touch(page.frame)
 
     def _settle_read(self, page: Page) -> None:
         try:
@@ -270,12 +281,28 @@ class Residency:
             self.replacement.forget(page.number)
             page.frame, page.transfer, page.state = None, None, PageState.EVICTED
             raise
+        self.touch(page.frame)
         if page.is_stored:
             self._notify_moved("filled", page, page.transfer)
         elif not page.frame.is_zero:
             page.frame.buffer.zero_()
         page.frame.is_zero = False  # whoever pins it may write
         page.transfer, page.state = None, PageState.RESIDENT
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def touch(self, frame: Frame) -> None:
+        """Let what the current stream is given next come after all that was done with the frame."""
+        current = self._streams.current()
+        if frame.stream != current:
+            if frame.stream is not None:
+                self._streams.hand_over(frame.buffer, frame.stream)
+            frame.stream = current
+
+    def _users(self, frame: Frame) -> tuple[Transfer, ...]:
+        """Return what a transfer must follow to have the frame for itself."""
+        mark = self._streams.mark(frame.stream)
+        return () if mark is None else (mark,)
 
     # -- out of a frame ------------------------------------------------------------------------------------------------
 
@@ -299,6 +326,38 @@ class Residency:
             victim = self.replacement.victim(len(self.table))
             if victim is not None:
                 self._leave(self.table[victim])
+
+    def regrow(self) -> None:
+        """Charge again the frames that pages could use: the budget may have room that it had not when they came."""
+        while self.frames.num_charged < len(self.table) and self.frames.grow():
+            continue
+
+    def trim(self, num_frames: int) -> None:
+        """Give frames back until there are at most `num_frames`, but for those that are pinned.
+
+        Raises:
+            SpillError: the pages have no other home, and there is no room for them; they stay.
+        """
+        if self.frames.num_charged <= num_frames or self.lost:
+            return
+        if self.tier is None:
+            self.tier = self._reserve_all()
+        while self.frames.num_charged > num_frames:
+            if not self.frames.num_available and not self.leaving:
+                self._begin_leaving()
+            if not self.frames.num_available:
+                if not self.leaving:
+                    return
+                self.frames.give(self._evict(next(iter(self.leaving.values()))))
+            self.frames.shrink()
+
+    def _begin_leaving(self) -> None:
+        """Let the page leave that is needed last, if one can."""
+        victim = self.replacement.victim(len(self.table))
+        if victim is None:
+            victim = self.replacement.last_resort()
+        if victim is not None:
+            self._leave(self.table[victim])
 
     def _leave(self, page: Page) -> None:
         if page.state is PageState.READING:
@@ -339,7 +398,7 @@ class Residency:
         if page.number in self.writing:  # ended long ago, as the page was read since
             self._end_write(page.number)
         with profiled("write"):
-            transfer = self.tier.write(page.number, page.frame.buffer)
+            transfer = self.tier.write(page.number, page.frame.buffer, after=self._users(page.frame))
         self.writing[page.number] = page, transfer  # before it counts as clean: an interrupt may come in between
         page.transfer = transfer
         page.is_dirty, page.is_stored = False, True
@@ -362,6 +421,8 @@ class Residency:
         self.writing.pop(number)  # not before the wait, which an interrupt may end
         if page.transfer is transfer:
             page.transfer = None
+            if page.frame is not None:
+                self.touch(page.frame)
         if failure is not None:
             self.lose(page, failure)
 

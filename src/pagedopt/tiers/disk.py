@@ -7,9 +7,9 @@ a page      one slot of the file; slots of released pages are used again, lowest
 order       a transfer waits in its I/O thread for the ones it follows. Threads take transfers in the order they
             were started, and each follows only earlier ones, so the oldest can always run
 
-staging     a tensor that the file cannot move itself (on an accelerator, or badly aligned) goes through a buffer in
-            RAM. The I/O threads only ever see that buffer: copies to and from the tensor happen in the caller's
-            thread on its current stream, at `write` and at `wait`. There are as many buffers as transfers under way
+staging     a tensor that the file cannot move itself, being badly aligned, goes through a buffer in RAM, copied in the
+            caller's thread, at `write` and at `wait`. There are as many buffers as transfers under way. Tensors on an
+            accelerator are for `tiers.staged`
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def extent_nbytes(file_nbytes: int, page_nbytes: int) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class _Slot:
+class Slot:
     """The place of one page in the file; `checksum` is None while it holds no whole page."""
 
     page: int
@@ -73,7 +73,7 @@ class DiskTier:
         self._file: SpillFile | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._shut_down: Callable[[], object] | None = None
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._staging = _Staging()
         self._free: list[int] = []  # heap of offsets
         self._end = 0  # offsets from here on were never used
@@ -102,22 +102,24 @@ class DiskTier:
     def reserve(self, page: int, nbytes: int) -> None:
         assert page not in self._slots
         assert nbytes <= self._page_nbytes
-        self._slots[page] = _Slot(page, self._new_offset(), nbytes)
+        self._slots[page] = Slot(page, self._new_offset(), nbytes)
 
     def read(self, page: int, into: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, into):
-            return self._start(slot, partial(_read, file, slot, into), after)
+            return self._start(slot, partial(read_page, file, slot, into), after)
         try:
             staging = self._staging.take(slot.nbytes)
         except MemoryError as error:
             return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
-        return _StagedRead(self._start(slot, partial(_read, file, slot, staging), after), staging, into, self._staging)
+        return _StagedRead(
+            self._start(slot, partial(read_page, file, slot, staging), after), staging, into, self._staging
+        )
 
     def write(self, page: int, source: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, source):
-            return self._start(slot, partial(_write, file, slot, source), after)
+            return self._start(slot, partial(write_page, file, slot, source), after)
         try:
             staging = self._staging.take(slot.nbytes)
             staging.copy_(source)
@@ -163,7 +165,7 @@ class DiskTier:
         else:
             file.extend(self._page_nbytes)
 
-    def _start(self, slot: _Slot, move: Callable[[], None], after: Sequence[Transfer]) -> Transfer:
+    def _start(self, slot: Slot, move: Callable[[], None], after: Sequence[Transfer]) -> Transfer:
         assert self._threads is not None
         try:
             future = self._threads.submit(_run, move, slot.last, tuple(after))
@@ -270,7 +272,8 @@ def _can_move(file: SpillFile, tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and (is_aligned(tensor) or not file.is_direct)
 
 
-def _write(file: SpillFile, slot: _Slot, source: Tensor) -> None:
+def write_page(file: SpillFile, slot: Slot, source: Tensor) -> None:
+    """In an I/O thread: store a page with its checksum."""
     slot.checksum = None
     view = bytes_of(source)
     with profiled("write"):
@@ -279,14 +282,15 @@ def _write(file: SpillFile, slot: _Slot, source: Tensor) -> None:
     slot.checksum = checksum
 
 
-def _write_staged(file: SpillFile, slot: _Slot, staging: Tensor, pool: _Staging) -> None:
+def _write_staged(file: SpillFile, slot: Slot, staging: Tensor, pool: _Staging) -> None:
     try:
-        _write(file, slot, staging)
+        write_page(file, slot, staging)
     finally:
         pool.give(staging)
 
 
-def _read(file: SpillFile, slot: _Slot, into: Tensor) -> None:
+def read_page(file: SpillFile, slot: Slot, into: Tensor) -> None:
+    """In an I/O thread: fill `into` with a page and compare its checksum."""
     view = bytes_of(into)
     with profiled("read"):
         file.read(view, slot.offset)
