@@ -3,17 +3,14 @@
 Pages flow through stages that work at the same time: while one page is updated, others are read and written. So a step
 takes as long as its slowest stage, and once more what the other stages take for a single page, the first or the last:
 
-    seconds = slowest + (sum of all - slowest) / pages that move
+    seconds = max(terms) + (sum(terms) - max(terms)) / pages that move
 
 | term        | bytes or values                                | rate                                        |
 |-------------|------------------------------------------------|---------------------------------------------|
 | compute     | values; and for each page, each parameter      | `values_per_second`, `seconds`              |
 | disk        | read and written                               | `disk_both`; one way: that way's            |
 | host memory | read and written, as each passes through RAM   | `host`                                      |
-| device copy | to and from an accelerator                     | `up`, `down`                                |
-
-Copies between RAM and an accelerator are made on the stream that computes (`tiers.host`), so there compute and copies
-are one stage.
+| device copy | to an accelerator and from it, at the same time | the slower of `up` and `down`              |
 """
 
 from __future__ import annotations
@@ -73,7 +70,7 @@ class Prediction:
     Attributes:
         seconds: of the whole step.
         terms: seconds that each would take alone.
-        binds: the term that the others wait for: the largest of the slowest stage.
+        binds: the term that the others wait for: the largest.
     """
 
     seconds: float
@@ -101,14 +98,13 @@ def predict(account: Account, rates: Rates, traffic: Traffic, *, num_params: int
     if traffic.nbytes:
         terms[HOST] = traffic.nbytes / rates.of_bytes("host")
     if on_accelerator and traffic.nbytes:
-        terms[DEVICE] = (traffic.host_read + traffic.disk_read) / rates.of_bytes("up") + (
-            traffic.host_written + traffic.disk_written
-        ) / rates.of_bytes("down")
-    stages = [(COMPUTE, DEVICE), (DISK,), (HOST,)]  # compute and copies to a device share a stream
-    times = {stage: sum(terms.get(name, 0.0) for name in stage) for stage in stages}
-    slowest = max(stages, key=lambda stage: times[stage])
-    seconds = times[slowest] + (sum(times.values()) - times[slowest]) / max(pages, 1.0)
-    return Prediction(seconds, terms, max(slowest, key=lambda name: terms.get(name, 0.0)))
+        terms[DEVICE] = max(
+            (traffic.host_read + traffic.disk_read) / rates.of_bytes("up"),
+            (traffic.host_written + traffic.disk_written) / rates.of_bytes("down"),
+        )
+    binds = max(terms, key=lambda name: terms[name])
+    others = sum(terms.values()) - terms[binds]
+    return Prediction(terms[binds] + others / max(pages, 1.0), terms, binds)
 
 
 def _compute(account: Account, rates: Rates, num_params: int, pages: float) -> float:

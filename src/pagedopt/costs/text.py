@@ -77,14 +77,11 @@ def _places(plan: CostPlan) -> Iterator[str]:
     rows = [heads]
     for name, called in PHASES.items():
         phase = getattr(plan.account, name)
-        held = [phase.frame_nbytes, phase.host_nbytes] if on_accelerator else [phase.frame_nbytes]
+        held = [phase.frame_nbytes, phase.ram_nbytes] if on_accelerator else [phase.ram_nbytes]
         moved = [sum(phase.read.values()), sum(phase.written.values())]
         rows.append([called, *map(format_bytes, [*held, phase.file_nbytes, *moved])])
     yield from _aligned(rows)
     yield f"  save also writes a checkpoint of {format_bytes(plan.account.checkpoint_nbytes)}, load reads it"
-    if on_accelerator and plan.account.steady_step.disk_nbytes:
-        staging = format_bytes(plan.smallest_budget_nbytes)
-        yield f"  pages between disk and accelerator pass through about {staging} more of RAM"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
