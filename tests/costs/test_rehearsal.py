@@ -180,3 +180,19 @@ def test_a_budget_too_small_is_the_error_that_training_would_raise() -> None:
     config = PagingConfig.parse(page_size="64KiB", max_gpu_memory="64KiB")
     with pytest.raises(pagedopt.BudgetError, match=r"max_gpu_memory of 65536 bytes .* at least 327680 bytes"):
         rehearse(weights(SHAPES), pagedopt.PagedAdamW8bit, config, torch.device("cuda"), {})
+
+
+@given(num_pages=st.integers(1, 60), num_frames=st.integers(7, 70), depth=st.integers(0, 3))
+def test_a_steady_step_moves_what_is_not_resident_and_at_most_a_working_set_more(
+    num_pages: int, num_frames: int, depth: int
+) -> None:
+    page_nbytes = 64 << 10
+    config = PagingConfig(page_nbytes, None, num_frames * page_nbytes, None, depth)
+    whole = Weight("w", (num_pages * page_nbytes // 8,))
+
+    account = rehearse([whole], pagedopt.PagedAdamW32bit, config, CPU, {})
+
+    assert account.num_pages == num_pages
+    missing = max(num_pages - num_frames, 0)
+    for moved in (account.steady_step.read["disk"], account.steady_step.written["disk"]):
+        assert missing <= moved // page_nbytes <= (missing + config.working_set if missing else 0)
