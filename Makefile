@@ -17,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test torture sanitize bench check pictures format pins clean
+.PHONY: help demo qlora test torture sanitize bench docs check pictures format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,7 +51,11 @@ sanitize: $(STAMPS)/build $(STAMPS)/test  ## run the kernel tests with AddressSa
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="checkpoint", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
 
-check: $(STAMPS)/check  ## lint, format, types, and who may import whom
+# The variable silences a note of the theme's authors on what comes after mkdocs.
+docs: $(STAMPS)/docs  ## build the site into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: docs $(STAMPS)/check  ## lint, format, types, who may import whom, and the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -70,7 +74,7 @@ pins: | $(BIN)/python  ## take the newest versions of everything but torch into 
 		--custom-compile-command "make pins" --output-file requirements/pins.txt
 
 clean:  ## remove everything that was made here
-	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -79,7 +83,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
 
-USES := $(addprefix $(STAMPS)/,build demo hf test bench check)
+USES := $(addprefix $(STAMPS)/,build demo hf test bench docs check)
 $(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
 	$(PIP) -r requirements/$*.txt
 	touch $@
