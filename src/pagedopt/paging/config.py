@@ -24,8 +24,8 @@ AUTOMATIC_PAGE_NBYTES = 4 << 20
 """Large enough that a disk or a PCIe link runs at full speed, small enough that a working set is a few MiB."""
 
 ACCELERATOR_PAGE_NBYTES = 16 << 20
-"""A page costs the host some 100 µs of calls for its two copies and its update; a PCIe 5 link moves this in 300 µs. From
-10 MiB on torch's allocator takes a segment for each frame, so that frames given back can become anything.
+"""A page costs the host some 100 µs of calls for its two copies and its update; a PCIe 5 link moves this in 300 µs.
+From 10 MiB on torch's allocator takes a segment for each frame, so that frames given back can become anything.
 """
 
 AUTOMATIC_PAGES_PER_BUDGET = 16
