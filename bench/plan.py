@@ -46,7 +46,7 @@ class Case:
 
 
 _LARGE = ((48_000, 1024),)
-_SMALL = ((64, 64),) * 500
+_LORA = ((16, 2048), (2048, 16)) * 250
 
 CASES = (
     Case("8 bits, a quarter resident", _LARGE, "float32", PagedAdamW8bit, 0.25),
@@ -54,7 +54,7 @@ CASES = (
     Case("8 bits, three quarters resident", _LARGE, "float32", PagedAdamW8bit, 0.75),
     Case("8 bits, all resident", _LARGE, "float32", PagedAdamW8bit, 1.1),
     Case("32 bits, a quarter resident", _LARGE, "float32", PagedAdamW32bit, 0.25),
-    Case("500 x (64, 64), all resident", _SMALL, "float32", PagedAdamW8bit, 1.1),
+    Case("500 matrices of LoRA, all resident", _LORA, "float32", PagedAdamW8bit, 1.1),
 )
 
 

@@ -27,8 +27,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {}
     with pytest.warns(UserWarning, match="as this optimizer's class says") as said:
-        for block in blocks("python"):
-            exec(block, made)
+        exec("\n".join(blocks("python")), made)
     assert len(said) == 1
     return made
 
@@ -48,10 +47,9 @@ def test_the_commands_of_the_page_end_well(names: dict[str, Any], capsys: pytest
     for line in console.splitlines():
         command = shlex.split(line.removeprefix("$ "))
         assert command.pop(0) == "pagedopt"
-        try:
+        with pytest.raises(SystemExit) as ended:
             main(command)
-        except SystemExit as ended:
-            assert not ended.code, (line, capsys.readouterr().err)
+        assert not ended.value.code, (line, capsys.readouterr().err)
     loaded = names["new_optimizer"](pagedopt.PagedAdamW32bit)
     pagedopt.load(loaded, "converted")
     assert list(loaded.state_dict()["state"]) == [0, 1]

@@ -1,4 +1,4 @@
-"""Saving and loading state larger than its budget takes no more memory than the budget and a few pages."""
+"""Saving, loading and converting state larger than the budget takes no more memory than the budget and a few pages."""
 
 from __future__ import annotations
 
@@ -67,3 +67,56 @@ def test_memory_is_the_budget_and_a_few_pages(saves: int, loads: int, tmp_path: 
     few = 24 << 20  # sixteen chunks in flight of 1 MiB, and a piece of 2^15 values being converted
     assert grown["save"] <= few, "the frames were there before"
     assert grown["load"] <= (16 << 20) + few
+
+
+_CONVERT = """
+import json, sys, threading, time
+from pathlib import Path
+import torch
+import pagedopt
+from pagedopt.checkpoint import convert as module
+
+torch.set_num_threads(1)
+folder, to, bits = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+module._IN_RAM_NBYTES = 0
+
+
+def anonymous():
+    found = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(found[0].split()[1]) << 10
+
+
+def save(name, numel):
+    param = torch.nn.Parameter(torch.zeros(numel // 4096, 4096))
+    options = dict(page_size="1MiB", max_host_memory="16MiB", spill_dir=folder)
+    with pagedopt.PagedAdamW([param], optim_bits=40 - bits, **options) as optimizer:
+        optimizer.init_state()
+        pagedopt.save(optimizer, folder / name)
+
+
+save("small", 1 << 16)
+save("large", 1 << 24)
+module.convert(folder / "small", folder / "small.out", to, bits=bits)
+before, peak, done = anonymous(), 0, threading.Event()
+
+
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, anonymous())
+
+
+thread = threading.Thread(target=watch)
+thread.start()
+module.convert(folder / "large", folder / "large.out", to, bits=bits)
+done.set()
+thread.join()
+print(json.dumps(peak - before))
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize(("to", "bits"), [("pagedopt", 8), ("pagedopt", 32), ("torch", 32), ("bitsandbytes", 8)])
+def test_a_conversion_takes_a_few_chunks_of_memory(to: str, bits: int, tmp_path: Path) -> None:
+    """Of 128 MiB of 32-bit state, or 32 MiB of 8-bit; what a mapped file holds the system can take back."""
+    assert report_of(_CONVERT, tmp_path, to, bits) < 32 << 20

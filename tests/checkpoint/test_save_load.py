@@ -101,6 +101,24 @@ def test_the_manifest_is_json_that_says_codec_shapes_and_checksums(tmp_path: Pat
     assert len(manifest["params"][0]["tensors"]["exp_avg"]) == 32
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["8", "32-amsgrad"])
+def test_checkpoints_move_between_devices(kind: str, tmp_path: Path) -> None:
+    on_cpu = optimizer_of(kind)
+    device = torch.accelerator.current_accelerator()
+    pagedopt.save(on_cpu, tmp_path / "from-cpu")
+    names = on_cpu.param_groups[0]["param_names"]
+    params = [Parameter(param.detach().to(device)) for param in params_of(on_cpu)]
+    options: dict[str, Any] = {"lr": 1e-2, "page_size": "64KiB", "max_gpu_memory": "1MiB", **STATE_KINDS[kind]}
+    on_gpu = PagedAdamW(list(zip(names, params, strict=True)), **options)
+    pagedopt.load(on_gpu, tmp_path / "from-cpu")
+    assert differences(contents(on_gpu), contents(on_cpu)) == []
+    pagedopt.save(on_gpu, tmp_path / "from-gpu")
+    again = like(on_cpu, kind)
+    pagedopt.load(again, tmp_path / "from-gpu")
+    assert differences(contents(again), contents(on_cpu)) == []
+
+
 # Order, names and groups.
 
 

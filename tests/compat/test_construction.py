@@ -20,6 +20,10 @@ from child import report_of, run_python
 from oracle import assert_same_params, give, random_grads, random_params, train, twins
 from residue import needs_proc, open_files_in
 
+pytestmark = pytest.mark.framework(
+    "torch.optim", "made as trainers, configuration files and command lines make optimizers"
+)
+
 PLAIN = ("AdamW", "AdamW8bit", "AdamW32bit")
 PAGED = ("PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit")
 SIX = [getattr(pagedopt, name) for name in PLAIN + PAGED]

@@ -19,6 +19,8 @@ from oracle import assert_same_params, assert_same_state, give, random_grads, ra
 from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit
 from residue import needs_proc, open_files_in, smallest_budget, tight_paging, wait_for_threads
 
+pytestmark = pytest.mark.framework("torch.optim", "`optimizer.state`, read, edited, assigned, cleared and dropped")
+
 # Several pages; part of a page in 8 bits; narrow rows in 8 bits; 32 bits whatever the class.
 SHAPES = [(300, 257), (4, 1030), (300, 20), (7,)]
 KEYS_32 = {"step", "exp_avg", "exp_avg_sq"}

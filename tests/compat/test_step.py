@@ -26,6 +26,10 @@ from oracle import (
 from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit
 from residue import needs_proc, open_files_in, smallest_budget
 
+pytestmark = pytest.mark.framework(
+    "torch.optim", "`step()`, with schedulers, scalers, hooks and whatever a model does to its parameters between steps"
+)
+
 # One parameter of several blocks a row, one of 8 bits in part of a page, one that stays in 32 bits.
 SHAPES = [(90, 257), (4, 1030), (7,)]
 FOUR_KINDS = [AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit]

@@ -17,7 +17,8 @@ def progress(what: str, nbytes: int, *, is_shown: bool | None = None) -> Iterato
     Args:
         what: what is being done: `saving to /tmp/x`.
         nbytes: bytes in all.
-        is_shown: whether a bar is drawn on stderr; None: if there is much to do and somebody may look.
+        is_shown: whether a bar is drawn on stderr, where that is no terminal once at the end; None: if there is much to
+            do and somebody may look.
     """
     if is_shown is None:
         is_shown = nbytes >= LONG_NBYTES and sys.stderr.isatty()
@@ -28,6 +29,7 @@ def progress(what: str, nbytes: int, *, is_shown: bool | None = None) -> Iterato
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=console.is_terminal) as bar:
         task = bar.add_task(what, total=nbytes)
         yield lambda done: bar.advance(task, done)

@@ -76,11 +76,12 @@ def load(optimizer: PagedOptimizer, path: str | os.PathLike[str], *, show_progre
         SpillError, BudgetError: there is no room for the state.
     """
     _check_optimizer(optimizer)
-    with (
-        open_checkpoint(Path(path)) as checkpoint,
-        progress(f"loading {path}", checkpoint.nbytes, is_shown=show_progress) as advance,
-    ):
-        optimizer.replace_state(checkpoint.state_dict(), _recogniser(checkpoint, advance), checkpoint.verify)
+    with open_checkpoint(Path(path)) as checkpoint:
+        readings = 2 if any(optimizer.state.values()) else 1
+        with progress(f"loading {path}", readings * checkpoint.nbytes, is_shown=show_progress) as advance:
+            optimizer.replace_state(
+                checkpoint.state_dict(), _recogniser(checkpoint, advance), lambda: checkpoint.verify(advance)
+            )
 
 
 def _check_optimizer(optimizer: object) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pagedopt.cli.arguments import read_with
+from pagedopt.cli.arguments import output, read_with
 from pagedopt.units import parse_bytes, parse_count
 
 
@@ -22,8 +22,6 @@ def memory(
 
     Example: pagedopt memory 7B 70B --budget 2GiB
     """
-    from rich.console import Console
-
     from pagedopt import memory as table
 
     if as_json and as_markdown:
@@ -36,4 +34,4 @@ def memory(
     elif as_markdown:
         typer.echo(table.as_markdown(rows, budget_nbytes=budget_nbytes))
     else:
-        Console().print(table.as_table(rows, budget_nbytes=budget_nbytes))
+        output().print(table.as_table(rows, budget_nbytes=budget_nbytes))

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pagedopt.cli.arguments import mistakes, progress
+from pagedopt.cli.arguments import mistakes, progress, read_with
+from pagedopt.units import parse_count
 
 
 def plan(
@@ -48,7 +49,7 @@ def plan(
         raise typer.BadParameter("give one of them at most", param_hint="'--rates' / '--measure' / '--no-rates'")
     with mistakes(), progress() as say:
         found = make_plan(
-            sizes or params,
+            sizes if params is None else read_with(parse_count, params, "--params"),
             optimizer=optimizer,
             optim_bits=bits,
             amsgrad=amsgrad,

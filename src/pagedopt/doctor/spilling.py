@@ -38,7 +38,11 @@ def folder(path: Path) -> Iterator[Check]:
     except SpillError as error:
         cost = "state that does not fit into the budget has nowhere to go, so a step fails"
         yield Check(
-            "spill folder", "broken", str(error), cost, "set spill_dir to a folder on a disk that can be written"
+            "spill folder",
+            "broken",
+            error.strerror or str(error),
+            cost,
+            "set spill_dir to a folder on a disk that can be written",
         )
         return
     try:
