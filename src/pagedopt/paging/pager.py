@@ -260,9 +260,9 @@ def _host_and_disk(config: PagingConfig, page_nbytes: int, host: Ledger, streams
 
 
 def _ring_pages(config: PagingConfig, page_nbytes: int, host_nbytes: int | None) -> int:
-    """Return the pages of each of the disk's two rings: what a sweep can use, within an eighth of a budget for RAM."""
+    """Return the pages of each of the disk's two rings: what a sweep can use, both within half of a budget for RAM."""
     wanted = min(config.prefetch_depth + 1, MAX_RING_PAGES)
-    return wanted if host_nbytes is None else max(min(wanted, host_nbytes // page_nbytes // 16), 1)
+    return wanted if host_nbytes is None else max(min(wanted, host_nbytes // page_nbytes // 4), 1)
 
 
 def _give_nothing_back() -> None:
