@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 from xxhash import xxh3_128
 
 import pagedopt
 from pagedopt.checkpoint import file_reader, file_writer
 from pagedopt.paging.config import PagingConfig
+from pagedopt.tiers.buffers import bytes_of
 
 SHAPES = [(200, 300), (40_000,), (7,)]
 """100,000 values: 8-bit state on four pages, of which one at a time is in RAM."""
@@ -104,12 +104,8 @@ def _digest(optimizer: pagedopt.PagedAdamW8bit) -> str:
     hasher = xxh3_128()
     for entry in optimizer.state_dict()["state"].values():
         for tensor in entry.values():
-            hasher.update(_bytes(tensor))
+            hasher.update(bytes_of(tensor.contiguous()))
     return hasher.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(-1).view(torch.uint8).untyped_storage())
 
 
 def _train(table: Table, checkpoint: Path, spill: Path, is_saving: mmap.mmap) -> None:
