@@ -1,4 +1,4 @@
-"""`python -m bench cpu | gpu | checkpoint | table`: measure, show, and write bench/results; or make tables of those.
+"""`python -m bench cpu | gpu | checkpoint | plan | table`: measure, show, write bench/results; or make tables of those.
 
 torch is imported only once the number of threads is in the environment, where every peer's threads find it.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 _THREADS = "OMP_NUM_THREADS"
@@ -23,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     threads = given.threads or (1 if given.quick else None)
     if threads:
         os.environ[_THREADS] = str(threads)
+
+    if given.command == "plan":
+        from bench.plan import compare
+
+        return compare(Path(given.spill_dir), given.device, quick=given.quick)
 
     from bench import run
 
@@ -59,26 +65,35 @@ def _without_paths(command: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (
-        ("cpu", "the step on a CPU"),
-        ("gpu", "the step on a GPU, and a training loop"),
-        ("checkpoint", "saving and loading"),
-    ):
-        command = commands.add_parser(name, help=f"measure {what}")
-        command.add_argument("--quick", action="store_true", help="tiny sizes, to test the bench: numbers mean nothing")
+    measured = {
+        "cpu": "the step on a CPU",
+        "gpu": "the step on a GPU, and a training loop",
+        "checkpoint": "saving and loading",
+    }
+    for name, what in measured.items():
+        command = _measuring(commands, name, what)
         command.add_argument("--only", action="append", metavar="CASE", help="run this case only; may be repeated")
         command.add_argument(
             "--out", metavar="FOLDER", help="write results here; default: bench/results, not with --quick"
         )
-        command.add_argument("--threads", type=int, help="CPU threads; default: as many as torch takes, 1 with --quick")
-        command.add_argument(
-            "--spill-dir", default=tempfile.gettempdir(), metavar="FOLDER", help="on the disk to be measured"
-        )
         if name == "gpu":
             command.add_argument("--device", default="cuda", help="cuda or xpu; cpu with --quick rehearses every case")
+    plan = _measuring(commands, "plan", "paged steps, and show what pagedopt.plan says of them")
+    plan.add_argument("--device", default="cpu", help="cpu, cuda or xpu")
     table = commands.add_parser("table", help="make the tables of the documents from bench/results")
     table.add_argument("--check", action="store_true", help="change nothing; fail if a document is out of date")
     return parser
+
+
+def _measuring(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that measures, with what all of them take."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=f"measure {what}")
+    command.add_argument("--quick", action="store_true", help="tiny sizes, to test the bench: numbers mean nothing")
+    command.add_argument("--threads", type=int, help="CPU threads; default: as many as torch takes, 1 with --quick")
+    command.add_argument(
+        "--spill-dir", default=tempfile.gettempdir(), metavar="FOLDER", help="on the disk to be measured"
+    )
+    return command
 
 
 def _table(*, check: bool) -> int:

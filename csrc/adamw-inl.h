@@ -129,6 +129,18 @@ struct Slot {
     Fill(root_codes, taken.root_codes);
   }
 
+  // Asks for what later blocks need when value `i` of this one is read. The processor follows too few streams by itself,
+  // and stops following when a block is computed longer than its memory takes.
+  PAGEDOPT_INLINE void Prefetch(int64_t i) const {
+    constexpr int64_t kAhead = 2 * kBlock, kLine = 64;
+    if (i % (kLine / int64_t(sizeof(P))) == 0) PrefetchLine(original.p + i + kAhead);
+    if (i % (kLine / int64_t(sizeof(G))) == 0) PrefetchLine(original.g + i + kAhead);
+    if (i % kLine == 0) {
+      PrefetchLine(original.m_codes + i + kAhead);
+      PrefetchLine(original.root_codes + i + kAhead);
+    }
+  }
+
   void GiveBackParams() const {
     if (block.p == p) std::memcpy(original.p, p, original.numel * sizeof(P));
   }
@@ -170,6 +182,7 @@ struct Advance {
     const F m_scale = Vec::Set(absmax.m), root_scale = Vec::Set(absmax.root);
     const Block<P, G>& block = slot.block;
     for (int64_t i = 0; i < block.numel; i += Vec::kLanes) {
+      slot.Prefetch(i);
       F m = Vec::Mul(m_decoder.Value(block.m_codes + i), m_scale);
       const F root = Vec::Mul(root_decoder.Value(block.root_codes + i), root_scale);
 

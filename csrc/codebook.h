@@ -34,9 +34,9 @@ struct Codebook {
   int32_t first_shift;
   alignas(64) float slope[kTable];  // by shift
 
-  // The same piece from the exponent of x: a binade holds at most one threshold. By the low 5 bits of the exponent.
-  alignas(64) float binade_threshold[32];
-  alignas(64) int32_t binade_shift[32];
+  // The same shift from the exponent of x, by its low 5 bits: the upper 9 bits of `binade_shift` less the bits of x. A
+  // binade holds at most one threshold, and from there on the subtraction borrows one.
+  alignas(64) uint32_t binade_shift[32];
 };
 
 constexpr float kSteps[2][kNumDecades] = {
@@ -96,14 +96,14 @@ constexpr Codebook MakeCodebook(bool is_signed) {
 
   for (int exponent = bias_exponent - 31; exponent <= bias_exponent; ++exponent) {
     const double low = PowerOfTwo(exponent - bias_exponent);
-    float inside = static_cast<float>(2 * low);
+    double inside = 2 * low;
     int piece = 0;
     for (int i = 0; i < kNumPieces - 1; ++i) {
       if (book.threshold[i] < low) piece = i + 1;
       if (book.threshold[i] >= low && book.threshold[i] < 2 * low) inside = book.threshold[i];
     }
-    book.binade_threshold[exponent % 32] = inside;
-    book.binade_shift[exponent % 32] = book.first_shift - piece;
+    const uint32_t mantissa = static_cast<uint32_t>((inside / low - 1) * 0x1p23);  // 2^23 carries into the exponent
+    book.binade_shift[exponent % 32] = (static_cast<uint32_t>(book.first_shift - piece + exponent) << 23) + mantissa - 1;
   }
   return book;
 }

@@ -27,8 +27,9 @@ struct Vec {
   static void Store(Bfloat16* p, F x) {
     const I bits = _mm512_castps_si512(x);
     const M odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
-    I rounded = _mm512_add_epi32(bits, _mm512_mask_mov_epi32(_mm512_set1_epi32(0x7fff), odd, _mm512_set1_epi32(0x8000)));
-    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    const I half = _mm512_mask_mov_epi32(_mm512_set1_epi32(0x7fff), odd, _mm512_set1_epi32(0x8000));
+    const M is_number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+    const I rounded = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), is_number, bits, half);
     const I high_halves = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  //
                                            31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     Store16(p, _mm512_castsi512_si256(_mm512_permutexvar_epi16(high_halves, rounded)));
@@ -82,18 +83,12 @@ struct Vec {
 
   struct Pieces {
     explicit Pieces(const Codebook& book)
-        : threshold_low_(_mm512_load_ps(book.binade_threshold)),
-          threshold_high_(_mm512_load_ps(book.binade_threshold + 16)),
-          shift_low_(_mm512_load_si512(book.binade_shift)),
-          shift_high_(_mm512_load_si512(book.binade_shift + 16)) {}
+        : low_(_mm512_load_si512(book.binade_shift)), high_(_mm512_load_si512(book.binade_shift + 16)) {}
     I ShiftOf(F x) const {
-      const I exponent = Exponent(x);
-      const F threshold = _mm512_permutex2var_ps(threshold_low_, exponent, threshold_high_);
-      const I shift = _mm512_permutex2var_epi32(shift_low_, exponent, shift_high_);
-      return _mm512_mask_sub_epi32(shift, AtMost(threshold, x), shift, _mm512_set1_epi32(1));
+      const I bits = _mm512_castps_si512(x);
+      return _mm512_srli_epi32(_mm512_sub_epi32(_mm512_permutex2var_epi32(low_, Exponent(x), high_), bits), 23);
     }
-    F threshold_low_, threshold_high_;
-    I shift_low_, shift_high_;
+    I low_, high_;
   };
 
   static I LoadCodes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }

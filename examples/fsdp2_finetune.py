@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 1 examples/fsdp2_finetune.py --resume --steps 0   load on one
 
 Each process has its own budget and its own spill file. What is saved and what is loaded is printed as a hash of all
-parameters and state put together: it does not depend on the number of processes. Gloo on CPUs, NCCL on GPUs.
+parameters and state put together: it does not depend on the number of processes. NCCL where every process has a GPU of
+its own, gloo on the CPU otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch.nn.functional import cross_entropy
 
 from pagedopt import PagedAdamW8bit
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) else "cpu"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A full fine-tune under a hard budget, interrupted in the middle and resumed: the same to the bit, and still paged.
 
     python examples/full_finetune.py                               a small model it builds itself, on any machine
-    python examples/full_finetune.py --model Qwen/Qwen2.5-0.5B --budget 512MiB           a real one, on a GPU
+    python examples/full_finetune.py --model Qwen/Qwen2.5-0.5B --lr 1e-5 --budget 512MiB      a real one, on a GPU
 
 Three runs of `transformers.Trainer` from one seed: one to the end, one that stops after its checkpoint in the middle,
 and one that takes that up with a new model and a new optimizer. Needs `pip install "pagedopt[hf]"`.
@@ -10,9 +10,13 @@ and one that takes that up with a new model and a new optimizer. Needs `pip inst
 from __future__ import annotations
 
 import argparse
+import os
 import sysconfig
 from pathlib import Path
 from typing import Any
+
+# Before CUDA is started: with two GPUs, Trainer would split each batch with nn.DataParallel.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import torch
 from datasets import Dataset
@@ -33,15 +37,16 @@ from pagedopt.integrations.groups import parameter_groups
 from pagedopt.integrations.transformers import PagingCallback
 
 ON_GPU = torch.cuda.is_available()
+HAS_BFLOAT16 = ON_GPU and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def main() -> None:
     arguments = parse_arguments()
-    unbroken = train(arguments, "unbroken")
+    left = everything_of(train(arguments, "unbroken"))
     train(arguments, "interrupted", callbacks=[StopAtCheckpoint()])
     resumed = train(arguments, "interrupted", resume=True)
 
-    left, right = everything_of(unbroken), everything_of(resumed)
+    right = everything_of(resumed)
     differing = [name for name, value in left.items() if not torch.equal(value, right[name])]
     memory = resumed.optimizer.optimizer.memory_stats()
     print(
@@ -56,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="model id or folder; default: a small Llama with random weights")
     parser.add_argument("--output", type=Path, default=Path("out/full"))
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--budget", default="1MiB", help="bytes of AdamW state to keep in the training device's memory")
     return parser.parse_args()
 
@@ -67,7 +73,7 @@ def train(
     model = new_model(arguments.model)
     where = "max_gpu_memory" if ON_GPU else "max_host_memory"
     # Groups with embeddings in 32-bit state; without "params", Trainer makes its own groups.
-    options = {"params": parameter_groups(model), "lr": 1e-3, where: arguments.budget}
+    options = {"params": parameter_groups(model), "lr": arguments.lr, where: arguments.budget}
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -76,8 +82,10 @@ def train(
             save_steps=arguments.steps // 2,
             logging_steps=arguments.steps // 2,
             per_device_train_batch_size=2,
-            bf16=ON_GPU,
+            bf16=HAS_BFLOAT16,
+            fp16=ON_GPU and not HAS_BFLOAT16,
             use_cpu=not ON_GPU,
+            full_determinism=ON_GPU,  # else the kernels of a GPU add in any order, and no two runs are the same
             report_to="none",
         ),
         train_dataset=sequences(arguments.model, length=512 if ON_GPU else 64),
@@ -97,7 +105,8 @@ class StopAtCheckpoint(TrainerCallback):
 
 def new_model(name: str | None) -> torch.nn.Module:
     if name is not None:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if ON_GPU else torch.float32)
+        # In float32 under autocast: in bfloat16, a parameter would not be moved by updates as small as these.
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     return LlamaForCausalLM(
         LlamaConfig(vocab_size=256, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4)
     )

@@ -10,9 +10,13 @@ The text is Python's own standard library, which every machine has. Needs `pip i
 from __future__ import annotations
 
 import argparse
+import os
 import sysconfig
 from pathlib import Path
 from typing import Any
+
+# Before CUDA is started: with two GPUs, Trainer would split each batch with nn.DataParallel, which knows no NF4 layer.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import torch
 from datasets import Dataset
@@ -33,6 +37,8 @@ from pagedopt import PagedAdamW8bit
 from pagedopt.integrations.transformers import PagingCallback
 
 ON_GPU = torch.cuda.is_available()
+HAS_BFLOAT16 = ON_GPU and torch.cuda.is_bf16_supported(including_emulation=False)
+COMPUTE = torch.bfloat16 if HAS_BFLOAT16 else torch.float16 if ON_GPU else torch.float32
 
 
 def main() -> None:
@@ -76,7 +82,8 @@ def new_trainer(arguments: argparse.Namespace) -> SFTTrainer:
             per_device_train_batch_size=2,
             max_length=512 if ON_GPU else 128,
             gradient_checkpointing=ON_GPU,
-            bf16=ON_GPU,
+            bf16=COMPUTE is torch.bfloat16,
+            fp16=COMPUTE is torch.float16,
             use_cpu=not ON_GPU,
             report_to="none",
         ),
@@ -101,15 +108,14 @@ def paging(budget: str) -> dict[str, Any]:
 
 def nf4_base(name: str) -> torch.nn.Module:
     """Return the frozen base model in NF4."""
-    compute = torch.bfloat16 if ON_GPU else torch.float32
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_compute_dtype=COMPUTE,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        name, quantization_config=quantization, dtype=compute, device_map={"": 0 if ON_GPU else "cpu"}
+        name, quantization_config=quantization, dtype=COMPUTE, device_map={"": 0 if ON_GPU else "cpu"}
     )
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=ON_GPU)
 

@@ -54,7 +54,7 @@ def open_files_in(folder: Path) -> list[str]:
     return [link for link in links if link.startswith(str(folder))]
 
 
-def wait_for_threads(count: int, seconds: float = 10.0) -> int:
+def wait_for_threads(count: int, seconds: float = 60.0) -> int:
     """Return the number of threads once it fell to `count`, or after `seconds`."""
     deadline = time.monotonic() + seconds
     while threading.active_count() > count and time.monotonic() < deadline:

@@ -19,7 +19,9 @@ PUBLIC = [
     "BudgetError",
     "CheckpointError",
     "CorruptPageError",
+    "CostPlan",
     "GlobalOptimManager",
+    "InBackward",
     "MemoryStats",
     "PagedAdamW",
     "PagedAdamW8bit",
@@ -32,8 +34,14 @@ PUBLIC = [
     "__version__",
     "backends",
     "export_state",
+    "fetch_in_backward",
+    "live",
     "load",
+    "plan",
+    "plot",
     "save",
+    "step_in_backward",
+    "trace",
 ]
 """In the order in which people look names up: 8 before 32."""
 
@@ -56,7 +64,16 @@ def test_every_public_name_is_documented_and_says_where_it_is_from(name: str) ->
 
 
 def test_every_public_verb_of_an_optimizer_is_documented() -> None:
-    verbs = ["step", "step_param", "init_state", "set_lr", "memory_stats", "paging_stats", "reset_paging_stats"]
+    verbs = [
+        "step",
+        "step_param",
+        "init_state",
+        "set_lr",
+        "memory_stats",
+        "paging_stats",
+        "step_stats",
+        "reset_paging_stats",
+    ]
     for verb in [*verbs, "flush", "close", "state_dict", "load_state_dict"]:
         assert inspect.getdoc(getattr(pagedopt.PagedAdamW, verb)), verb
     assert isinstance(inspect.getattr_static(pagedopt.PagedAdamW, "lr"), property)

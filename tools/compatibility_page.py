@@ -17,12 +17,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
-FOLDERS = ("tests/integrations", "tests/distributed")
+FOLDERS = ("tests/integrations", "tests/distributed", "tests/compat")
 
-ORDER = ("transformers", "trl", "bitsandbytes", "peft", "accelerate", "lightning", "torch.distributed")
+ORDER = ("transformers", "trl", "bitsandbytes", "peft", "accelerate", "lightning", "torch.distributed", "torch.optim")
 """The frameworks that the tests run, as the page lists them; those whose calls are made come after."""
 
-PACKAGE = {"torch.distributed": "torch"}
+PACKAGE = {"torch.distributed": "torch", "torch.optim": "torch"}
 
 HEAD = """\
 # Compatibility

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+MAX = 1 << 63
+"""What no machine has, and no tensor counts to."""
+
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _QUANTITY = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>i?b?)\s*", re.IGNORECASE)
@@ -35,7 +38,13 @@ def parse_bytes(quantity: int | str, *, name: str = "size") -> int:
     if match is None:
         raise ValueError(f'{name} must be bytes such as 4194304 or "4MiB", got {quantity!r}')
     scale = _BINARY if match["unit"].lower().startswith("i") else _DECIMAL
-    return round(float(match["number"]) * scale[match["prefix"].lower()])
+    return _rounded(float(match["number"]) * scale[match["prefix"].lower()], quantity, name)
+
+
+def _rounded(number: float, text: str, name: str) -> int:
+    if number >= MAX:
+        raise ValueError(f"{name} must be less than 2^63, got {text!r}")
+    return round(number)
 
 
 def format_bytes(nbytes: float) -> str:
@@ -55,7 +64,7 @@ def parse_count(text: str, *, name: str = "count") -> int:
         ValueError: it is not a count, or less than 1; the message names `name` and the value.
     """
     match = _COUNT.fullmatch(text)
-    count = round(float(match["number"]) * _COUNT_SCALE[match["scale"].lower()]) if match else 0
+    count = _rounded(float(match["number"]) * _COUNT_SCALE[match["scale"].lower()], text, name) if match else 0
     if count < 1:
         raise ValueError(f'{name} must look like 8000000, "8M" or "7B", got {text!r}')
     return count

@@ -20,6 +20,8 @@ from oracle import assert_same_params, assert_same_state, give, random_grads, ra
 from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit
 from residue import needs_proc, open_files_in, tight_paging
 
+pytestmark = pytest.mark.framework("torch.optim", "`state_dict()`, `load_state_dict()`, pickle and deepcopy")
+
 SHAPES = [(300, 257), (4, 1030), (300, 20), (7,)]
 
 each_class = pytest.mark.parametrize("cls", [AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit], ids=lambda c: c.__name__)

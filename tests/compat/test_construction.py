@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import threading
 import time
 from pathlib import Path
@@ -15,9 +16,13 @@ from torch import nn
 from torch.nn import Parameter
 
 import pagedopt
-from child import report_of
+from child import report_of, run_python
 from oracle import assert_same_params, give, random_grads, random_params, train, twins
 from residue import needs_proc, open_files_in
+
+pytestmark = pytest.mark.framework(
+    "torch.optim", "made as trainers, configuration files and command lines make optimizers"
+)
 
 PLAIN = ("AdamW", "AdamW8bit", "AdamW32bit")
 PAGED = ("PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit")
@@ -191,13 +196,17 @@ def test_a_constructor_costs_microseconds(cls: Any, tmp_path: Path) -> None:
 
 _IMPORT = """
 import json, sys, threading, time
+begin = time.process_time()
 import torch
+torch_seconds = time.process_time() - begin
+sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
 modules, threads, rng = set(sys.modules), threading.active_count(), torch.get_rng_state()
 begin = time.process_time()
 import pagedopt
 seconds = time.process_time() - begin
 print(json.dumps({
     "seconds": seconds,
+    "torch_seconds": torch_seconds,
     "new": sorted(set(sys.modules) - modules),
     "cuda": torch.cuda.is_initialized(),
     "threads": threading.active_count() - threads,
@@ -207,9 +216,12 @@ print(json.dumps({
 """
 
 
-def test_import_has_no_side_effects() -> None:
+def test_import_has_no_side_effects(tmp_path: Path) -> None:
     """A5: no accelerator initialised, neither bitsandbytes nor triton imported, no thread, nothing drawn or printed."""
-    report = report_of(_IMPORT)
+    done = run_python(_IMPORT, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    report = json.loads(line)
     packages = {name.partition(".")[0] for name in report["new"]}
     assert not packages & {"bitsandbytes", "triton", "numpy", "matplotlib", "rich", "typer", "transformers"}
     assert report["cuda"] is False
@@ -218,6 +230,15 @@ def test_import_has_no_side_effects() -> None:
     assert report["defaults"] == ["torch.float32", "cpu"]
 
 
-def test_import_takes_under_50_ms_beyond_torch() -> None:
-    """A5: of processor, the best of three, for the same reason as above."""
-    assert min(report_of(_IMPORT)["seconds"] for _ in range(3)) < 0.050
+TORCH_SECONDS = 1.5
+"""Processor time of `import torch` on the machine for which the bound below is meant."""
+
+
+def test_import_takes_under_50_ms_beyond_torch(tmp_path: Path) -> None:
+    """A5: of processor, the best of four, from bytecode, as it is installed: the first of them compiles.
+
+    A machine that takes longer for torch may take longer for this.
+    """
+    reports = [report_of(_IMPORT, tmp_path) for _ in range(4)]
+    slowness = min(report["torch_seconds"] for report in reports) / TORCH_SECONDS
+    assert min(report["seconds"] for report in reports) < 0.050 * max(1.0, slowness)

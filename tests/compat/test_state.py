@@ -19,6 +19,8 @@ from oracle import assert_same_params, assert_same_state, give, random_grads, ra
 from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit
 from residue import needs_proc, open_files_in, smallest_budget, tight_paging, wait_for_threads
 
+pytestmark = pytest.mark.framework("torch.optim", "`optimizer.state`, read, edited, assigned, cleared and dropped")
+
 # Several pages; part of a page in 8 bits; narrow rows in 8 bits; 32 bits whatever the class.
 SHAPES = [(300, 257), (4, 1030), (300, 20), (7,)]
 KEYS_32 = {"step", "exp_avg", "exp_avg_sq"}
@@ -407,7 +409,7 @@ def test_a_forked_worker_that_drops_its_copy_takes_nothing_from_its_parent(cls: 
     answer = context.SimpleQueue()
     worker = context.Process(target=_drop, args=(held, answer))
     worker.start()
-    worker.join(timeout=30)
+    worker.join(timeout=240)
     assert worker.exitcode == 0
     train(held[0], ours, range(2, 4))
     train(cls(theirs), theirs, 4)

@@ -26,6 +26,10 @@ from oracle import (
 from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit
 from residue import needs_proc, open_files_in, smallest_budget
 
+pytestmark = pytest.mark.framework(
+    "torch.optim", "`step()`, with schedulers, scalers, hooks and whatever a model does to its parameters between steps"
+)
+
 # One parameter of several blocks a row, one of 8 bits in part of a page, one that stays in 32 bits.
 SHAPES = [(90, 257), (4, 1030), (7,)]
 FOUR_KINDS = [AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit]
@@ -481,6 +485,31 @@ def test_a_grad_scaler_skips_the_step_on_infinity(cls: Any) -> None:
     scaler.step(opt)
     scaler.update()
     assert int(opt.state[params[0]]["step"]) == 1
+
+
+@each_class
+def test_a_tensor_is_read_once_a_step_however_many_parameters_and_steps_there_are(
+    cls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each reading waits for the GPU."""
+    params = random_params([(3, 4)] * 20)
+    lr = torch.tensor(1e-3)
+    opt = cls([{"params": params[:10]}, {"params": params[10:]}], lr=lr)
+    for count in (5, 12, 20):  # parameters at different steps, so several rows of scalars
+        train(opt, params[:count], 1)
+        opt.zero_grad()
+    assert len({float(opt.state[param]["step"]) for param in params}) == 3
+    read: list[Tensor] = []
+    item = Tensor.item
+
+    def counted(tensor: Tensor) -> Any:
+        if tensor is lr:
+            read.append(tensor)
+        return item(tensor)
+
+    monkeypatch.setattr(Tensor, "item", counted)
+    train(opt, params, 1)
+    assert len(read) == 1
 
 
 # B7: parameter objects replaced in the groups.

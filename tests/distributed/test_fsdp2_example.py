@@ -34,7 +34,7 @@ def test_what_two_processes_save_one_and_three_load_to_the_bit(
 ) -> None:
     done = subprocess.run(
         [sys.executable, *TORCHRUN, str(EXAMPLE), "--output", str(tmp_path), "--steps", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=240,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +56,20 @@ def test_qlora_with_a_base_in_nf4_resumes_to_the_bit_and_paged(tmp_path: Path, a
     kinds = {type(module).__name__ for module in resumed.model.modules()}
     assert "Linear4bit" in kinds
     assert_paged(resumed.optimizer)
+
+
+def test_qlora_of_20_steps_and_its_resume_take_seconds(tmp_path: Path, arguments: Callable[..., None]) -> None:
+    """Processor time, so that what else runs does not count: `make qlora` is to end within a minute on any machine."""
+    main = example("qlora_sft").main
+    begin = time.process_time()
+    arguments("--output", tmp_path)
+    main()
+    assert time.process_time() - begin < 30
+    arguments("--output", tmp_path, "--resume", "--steps", "22")
+    main()
+    state = json.loads((tmp_path / "checkpoint-22" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [5, 10, 15, 20]
+    assert state["global_step"] == 22
 
 
 @pytest.mark.framework("transformers", "`Trainer(optimizer_cls_and_kwargs=...)`, as in `examples/full_finetune.py`")

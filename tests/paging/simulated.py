@@ -60,6 +60,9 @@ class SimulatedTransfer:
         if self.error is not None:
             raise SpillError(*self.error.args)
 
+    def span(self) -> None:
+        return None
+
     def is_ready(self) -> bool:
         return all(t.done() for t in self.after) and (self.previous is None or self.previous.is_done)
 

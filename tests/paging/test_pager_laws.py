@@ -12,6 +12,7 @@ from simulated import Faults, SimulatedTier, check_invariants, new_poisoned_buff
 
 from pagedopt.errors import BudgetError, SpillError, StateLostError
 from pagedopt.paging.device import DevicePager
+from pagedopt.paging.residency import PageEvent
 from pagedopt.paging.sweep import sweep
 
 
@@ -162,7 +163,7 @@ def test_an_interrupted_wait_loses_track_of_nothing() -> None:
     add_one(pager, pages, tier, 0)
     wait = pager._residency._wait
 
-    def interrupted(transfer: object) -> None:
+    def interrupted(page: object, transfer: object) -> None:
         raise KeyboardInterrupt
 
     pager._residency._wait = interrupted  # type: ignore[method-assign]
@@ -430,7 +431,7 @@ def test_the_main_thread_waits_for_no_write_while_another_frame_can_be_had() -> 
     pages = open_pages(pager, 20)
     waits: list[str] = []
 
-    def count(transfer: object) -> None:
+    def count(page: object, transfer: object) -> None:
         if transfer is not None and not transfer.done():  # type: ignore[attr-defined]
             waits.append(transfer.kind)  # type: ignore[attr-defined]
         if transfer is not None:
@@ -452,13 +453,16 @@ def test_what_happens_to_pages_is_told_in_order() -> None:
     pager = simulated_pager(3, tier)
     pages = open_pages(pager, 4)
     add_one(pager, pages, tier, 0)
-    events: list[tuple[str, int]] = []
-    pager.observe(lambda event, page: events.append((event, page)))
+    told: list[PageEvent] = []
+    pager.observe(told.append)
     add_one(pager, pages, tier, 1)
-    pager.observe(None)
-    told = len(events)
+    pager.unobserve(told.append)
+    events = [(event.name, event.page) for event in told]
+    assert [page for _, page in events[:4]] == pages
+    assert sorted(name for name, _ in events[:4]) == ["away", "resident", "resident", "resident"]
+    assert {event.home for event in told} == {"disk"}
     add_one(pager, pages, tier, 2)
-    assert len(events) == told
+    assert len(events) == len(told)
     assert [page for event, page in events if event == "pin"] == pages
     assert [page for event, page in events if event == "unpin"] == pages
     stats = pager.stats
@@ -466,7 +470,9 @@ def test_what_happens_to_pages_is_told_in_order() -> None:
     assert sum(event in ("hit", "fault") for event, _ in events) == 4
     reads = [page for event, page in events if event == "read"]
     assert set(reads) <= set(pages)
-    assert {event for event, _ in events} <= {"read", "pin", "hit", "fault", "unpin", "write", "evict", "prefetch"}
+    filled = [page for event, page in events if event == "filled"]
+    assert filled
+    assert filled == reads[: len(filled)], "the last may still be under way"
 
 
 def test_flush_leaves_pinned_pages_alone() -> None:
@@ -526,9 +532,8 @@ def test_a_page_released_while_pinned_goes_with_its_last_pin() -> None:
 def test_a_release_in_the_middle_of_a_turn_is_done_when_the_turn_ends() -> None:
     pager = simulated_pager(3, SimulatedTier())
     pages = open_pages(pager, 5)
-    pager.observe(lambda event, page: pager.release(pages[1]) if event == "pin" else None)
+    pager.observe(lambda event: pager.release(pages[1]) if event.name == "pin" else None)
     pager.pin(pages[0])
-    pager.observe(None)
     assert pager.memory.num_pages == 4
 
 

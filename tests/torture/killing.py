@@ -7,6 +7,7 @@ what is there, compares it with the table, and takes one step more.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -18,19 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from xxhash import xxh3_128
 
 import pagedopt
 from pagedopt.checkpoint import file_reader, file_writer
 from pagedopt.paging.config import PagingConfig
-from pagedopt.tiers.buffers import bytes_of
 
 SHAPES = [(200, 300), (40_000,), (7,)]
 """100,000 values: 8-bit state on four pages, of which one at a time is in RAM."""
 
 LAST_STEP = 40
 PAGE = 64 << 10
+
+SHORTEST, LONGEST = 1e-3, 0.2
+"""Seconds of a child's life: some die while they load, some many saves later."""
 
 
 def main(kills: int, seed: int, folder: Path) -> None:
@@ -41,12 +45,12 @@ def main(kills: int, seed: int, folder: Path) -> None:
     spill.mkdir()
     is_saving = mmap.mmap(-1, 1)
     report: dict[str, Any] = {"kills": 0, "in_save": 0, "steps": [], "wrong": [], "ended": 0}
+    longest, without_progress = LONGEST, 0
     while report["kills"] < kills:
         child = os.fork()
         if not child:
             _train(table, checkpoint, spill, is_saving)
-        # log-uniform: some die while they load, some many saves later
-        time.sleep(10 ** rng.uniform(-3, -0.7))
+        time.sleep(SHORTEST * (longest / SHORTEST) ** rng.random())
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
@@ -59,6 +63,9 @@ def main(kills: int, seed: int, folder: Path) -> None:
             report["in_save"] += is_saving[0]
         is_saving[0] = 0
         step = _check(table, checkpoint, report)
+        without_progress = without_progress + 1 if report["steps"][-2:] == [step, step] else 0
+        if without_progress == 10:  # a machine this slow, or this busy, kills none while it saves
+            longest, without_progress = 2 * longest, 0
         if any(spill.iterdir()):
             report["wrong"].append("the spill file was left behind")
         if step == LAST_STEP:
@@ -104,8 +111,13 @@ def _digest(optimizer: pagedopt.PagedAdamW8bit) -> str:
     hasher = xxh3_128()
     for entry in optimizer.state_dict()["state"].values():
         for tensor in entry.values():
-            hasher.update(bytes_of(tensor.contiguous()))
+            hasher.update(_bytes(tensor))
     return hasher.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.contiguous()
+    return ctypes.string_at(flat.data_ptr(), flat.numel() * flat.element_size())
 
 
 def _train(table: Table, checkpoint: Path, spill: Path, is_saving: mmap.mmap) -> None:

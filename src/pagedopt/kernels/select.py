@@ -88,7 +88,15 @@ def _best(device_type: str, known: Mapping[str, Backend]) -> str:
         )
         return "reference"
     triton = known["triton"]
-    return "triton" if triton.available and triton.target == device_type else "reference"
+    if triton.available and triton.target == device_type:
+        return "triton"
+    if device_type in _ACCELERATORS:
+        warnings.warn(
+            f"Triton cannot run, so updates on {device_type} use plain PyTorch and are several times slower: "
+            f"{triton.reason}; PAGEDOPT_BACKEND=reference says that this is meant",
+            stacklevel=2,
+        )
+    return "reference"
 
 
 def _runs_on(backend: Backend, device_type: str) -> bool:

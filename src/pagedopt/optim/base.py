@@ -27,6 +27,7 @@ from pagedopt.optim.gradients import check_gradients
 from pagedopt.optim.parameters import Parameters
 from pagedopt.optim.parts import global_numel, local_tensor, part_of
 from pagedopt.optim.plan import Plan
+from pagedopt.optim.reports import report_layout, report_step
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
 from pagedopt.optim.step import Step
@@ -34,6 +35,7 @@ from pagedopt.optim.store import Record, Store
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.pager import Pager, shared_pager
 from pagedopt.paging.stats import PagingStats
+from pagedopt.ranges import profiled
 
 _T = TypeVar("_T")
 
@@ -62,6 +64,8 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._parameters = Parameters(options, self._store)
         self._format_version = 0
         self._is_closed = False
+        self._step_stats = PagingStats()
+        self._reported_version = 0
 
     # -- step ---------------------------------------------------------------------------------------------------------
 
@@ -120,18 +124,27 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._place_missing([target], [grad])
             self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
+    def fetch_ahead(self) -> None:
+        """Begin to read the pages that the next step needs first, where there are frames for them: a hint."""
+        with self._store.lock:
+            if not self._is_closed and not self._store.is_lost:
+                for plan in self._parameters.plans_of(None):
+                    plan.pager.fetch(plan.pages)
+
     def _step_tools(self, plan: Plan) -> tuple[Any, Any]:
         return self._store.counters, kernel_for(plan.device)
 
     def _run(self, steps: Sequence[Step]) -> None:
         """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
+        before = paging_stats(self._store)
         advanced: list[Step] = []
         try:
-            for step in steps:
-                advanced.append(step)
-                step.advance()
-            for step in steps:
-                step.run()
+            with profiled("step"):
+                for step in steps:
+                    advanced.append(step)
+                    step.advance()
+                for step in steps:
+                    step.run()
         except BaseException as error:
             updated = sum(step.pages_updated for step in steps)
             if updated == 0:
@@ -145,7 +158,18 @@ class PagedOptimizer(torch.optim.Optimizer):
                 )
             )
             raise
+        self._step_stats = paging_stats(self._store) - before
+        self._report(steps)
         self._store.refresh()
+        for step in steps:
+            step.end()
+
+    def _report(self, steps: Sequence[Step]) -> None:
+        """Log what the step did and, where it changed, how the state is laid out."""
+        if self._reported_version != self._store.version:
+            self._reported_version = self._store.version
+            report_layout(self._store)
+        report_step(self._step_stats, sum(step.pages_updated for step in steps))
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
@@ -412,6 +436,11 @@ class PagedOptimizer(torch.optim.Optimizer):
     # -- the learning rate, statistics, the end -----------------------------------------------------------------------
 
     @property
+    def pager(self) -> Pager:
+        """The pager whose pages hold the state; other optimizers may share it."""
+        return self._store.pager
+
+    @property
     def lr(self) -> float:
         """The learning rate of the first group."""
         return number(self.param_groups[0]["lr"], "lr")
@@ -432,6 +461,10 @@ class PagedOptimizer(torch.optim.Optimizer):
     def paging_stats(self) -> PagingStats:
         """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled."""
         return paging_stats(self._store)
+
+    def step_stats(self) -> PagingStats:
+        """Return what its pagers did during its last step; reads that the step began for the next one are its own."""
+        return self._step_stats
 
     def reset_paging_stats(self) -> None:
         """Count from zero again."""

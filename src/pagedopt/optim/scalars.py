@@ -31,6 +31,7 @@ class ScalarTable:
     def __init__(self) -> None:
         self._rows: list[list[float]] = []
         self._row_of: dict[tuple[int, float, float], int] = {}
+        self._numbers: dict[int, tuple[object, float]] = {}  # by identity, which the value kept beside it keeps its own
 
     def row(self, source: Source, step: float, clip: float) -> int:
         """Return the row for a parameter at `step` whose gradient is scaled by `clip`."""
@@ -38,8 +39,20 @@ class ScalarTable:
         row = self._row_of.get(key)
         if row is None:
             row = self._row_of[key] = len(self._rows)
-            self._rows.append(_fold(source, step, clip))
+            self._rows.append(self._fold(source, step, clip))
         return row
+
+    def _number(self, value: object, name: str, *, below: float = math.inf) -> float:
+        """Return a number; a tensor is read once, because reading one on a GPU waits for the GPU."""
+        if not isinstance(value, Tensor):
+            return number(value, name, below=below)
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = value, number(value, name, below=below)
+        return self._numbers[id(value)][1]
+
+    def _betas(self, value: object) -> tuple[float, float]:
+        pair = value if isinstance(value, (tuple, list)) and len(value) == 2 else betas_of(value)
+        return self._number(pair[0], "betas[0]", below=1.0), self._number(pair[1], "betas[1]", below=1.0)
 
     def rows(self, sources: Sequence[Source], steps: Sequence[float], clips: Sequence[float]) -> list[int]:
         """Return the row of every operand."""
@@ -49,18 +62,17 @@ class ScalarTable:
         """Return the table, float32 [rows, len(Scalar)], on the CPU."""
         return torch.tensor(self._rows, dtype=torch.float32, device="cpu").view(-1, len(Scalar))
 
-
-def _fold(source: Source, step: float, clip: float) -> list[float]:
-    lr = number(source["lr"], "lr")
-    beta1, beta2 = (float(beta) for beta in betas_of(source["betas"]))
-    eps, weight_decay = number(source["eps"], "eps"), number(source["weight_decay"], "weight_decay")
-    correction1, correction2 = 1.0 - beta1**step, 1.0 - beta2**step
-    row = [0.0] * len(Scalar)
-    row[Scalar.BETA1], row[Scalar.ONE_MINUS_BETA1] = beta1, 1.0 - beta1
-    row[Scalar.BETA2], row[Scalar.ONE_MINUS_BETA2] = beta2, 1.0 - beta2
-    row[Scalar.EPS], row[Scalar.DECAY] = eps, 1.0 - lr * weight_decay
-    row[Scalar.STEP_SIZE] = lr / correction1
-    row[Scalar.DENOM_SCALE] = 1.0 / math.sqrt(correction2)
-    row[Scalar.GRAD_SCALE] = -clip if source["maximize"] else clip
-    row[Scalar.UPDATE_LIMIT] = UPDATE_LIMIT * correction1
-    return row
+    def _fold(self, source: Source, step: float, clip: float) -> list[float]:
+        lr = self._number(source["lr"], "lr")
+        beta1, beta2 = self._betas(source["betas"])
+        eps, weight_decay = self._number(source["eps"], "eps"), self._number(source["weight_decay"], "weight_decay")
+        correction1, correction2 = 1.0 - beta1**step, 1.0 - beta2**step
+        row = [0.0] * len(Scalar)
+        row[Scalar.BETA1], row[Scalar.ONE_MINUS_BETA1] = beta1, 1.0 - beta1
+        row[Scalar.BETA2], row[Scalar.ONE_MINUS_BETA2] = beta2, 1.0 - beta2
+        row[Scalar.EPS], row[Scalar.DECAY] = eps, 1.0 - lr * weight_decay
+        row[Scalar.STEP_SIZE] = lr / correction1
+        row[Scalar.DENOM_SCALE] = 1.0 / math.sqrt(correction2)
+        row[Scalar.GRAD_SCALE] = -clip if source["maximize"] else clip
+        row[Scalar.UPDATE_LIMIT] = UPDATE_LIMIT * correction1
+        return row

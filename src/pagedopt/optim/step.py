@@ -16,6 +16,7 @@ from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
 from pagedopt.optim.strided import gather, scatter
 from pagedopt.paging.sweep import sweep
+from pagedopt.ranges import profiled
 
 
 class Step:
@@ -88,15 +89,22 @@ class Step:
     def run(self) -> None:
         """Update every live page."""
         plan = self._plan
+        plan.pager.begin_step()
         measured = plan.live_pages(plan.tensorwise, self._is_live)
         with closing(sweep(plan.pager, measured, dirty=False)) as pages:
             for page, frame in pages:
-                self._measure(page, frame)
+                with profiled("update"):
+                    self._measure(page, frame)
         with closing(sweep(plan.pager, plan.live_pages(plan.pages, self._is_live))) as pages:
             for page, frame in pages:
                 self.pages_updated += 1
-                self._update(page, frame)
+                with profiled("update"):
+                    self._update(page, frame)
         self._mark_changed()
+
+    def end(self) -> None:
+        """Leave the memory that is needed for other things until the next step."""
+        self._plan.pager.end_step()
 
     def _mark_changed(self) -> None:
         """Tell autograd what kernels changed through addresses; inference tensors have nothing to tell."""

@@ -48,6 +48,11 @@ class Ledger:
             self.charged += nbytes
             return True
 
+    def set_limit(self, nbytes: int) -> None:
+        """Allow `nbytes` in all from now on. What was charged stays charged: give it back where it is too much."""
+        with self._lock:
+            self._limit = nbytes
+
     def refund(self, nbytes: int) -> None:
         """Give back `nbytes` charged before."""
         with self._lock:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
-from pagedopt.errors import BudgetError
+from pagedopt.errors import BudgetError, SpillError
+from pagedopt.paging.automatic import AutomaticBudget
 from pagedopt.paging.frames import FramePool
 from pagedopt.paging.residency import Observer, Residency
 from pagedopt.paging.stats import PagingMemory, PagingStats
 from pagedopt.tiers.base import Tier
+from pagedopt.tiers.streams import InOrder, Streams
 
 
 class DevicePager:
@@ -32,6 +35,8 @@ class DevicePager:
         frames: the frames, and with them the budget.
         open_tier: makes the home of pages that do not fit; called when the first page does not.
         budget_name: the argument to name where the budget is too small.
+        streams: of the device that the frames are on.
+        automatic: what decides how much memory frames may have from step to step; None: nothing changes.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class DevicePager:
         frames: FramePool,
         open_tier: Callable[[], Tier],
         budget_name: str,
+        streams: Streams | None = None,
+        automatic: AutomaticBudget | None = None,
     ) -> None:
         self._residency = Residency(
             page_nbytes=page_nbytes,
@@ -49,8 +56,10 @@ class DevicePager:
             frames=frames,
             open_tier=open_tier,
             budget_name=budget_name,
+            streams=streams or InOrder(),
         )
         self._budget_name = budget_name
+        self._automatic = automatic
         self._lock = threading.Lock()
         self._unpinned = threading.Condition(self._lock)
         self._pins_of_thread: dict[int, int] = {}
@@ -141,6 +150,8 @@ class DevicePager:
             assert entry.pins, f"page {page} is unpinned more often than pinned"
             entry.pins -= 1
             entry.is_dirty |= dirty
+            assert entry.frame is not None
+            residency.touch(entry.frame)
             self._count_pin(-1)
             residency.notify("unpin", entry)
             if entry.pins == 0:
@@ -164,10 +175,40 @@ class DevicePager:
                 entry = residency.table[page]
                 residency.read_ahead([entry, *residency.table.following(entry, self.prefetch_depth)])
 
+    def fetch(self, pages: Sequence[int]) -> None:
+        """Start reading what a sweep over `pages` needs first, as far as there are frames for it: a hint."""
+        if self._residency.tier is None:
+            return
+        with self._turn() as residency:
+            first = pages[: 1 + self.prefetch_depth]
+            residency.read_ahead([residency.table[page] for page in first if page in residency.table])
+
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
         with self._turn() as residency:
+            residency.regrow()
             residency.table.line_up(pages)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Learn how much memory frames may have now, where the budget is automatic."""
+        if self._automatic is not None:
+            with self._turn() as residency:
+                self._automatic.begin_step(residency.frames.num_allocated * self.page_nbytes)
+
+    def end_step(self) -> None:
+        """Give back the frames that the rest of the program needs more than state does, until the next step.
+
+        Warns where they cannot be given back, because what is in them has no other room.
+        """
+        if self._automatic is not None:
+            with self._turn() as residency:
+                try:
+                    residency.trim(self._automatic.keep_nbytes // self.page_nbytes)
+                except SpillError as error:
+                    warnings.warn(f"state stays on the device, which may run out of memory: {error}", stacklevel=2)
+                self._automatic.end_step(residency.frames.num_allocated * self.page_nbytes)
 
     def flush(self) -> None:
         """Write every dirty page home, except pinned ones, and end all transfers.
@@ -222,10 +263,15 @@ class DevicePager:
         with self._turn() as residency:
             return "every page has a frame" if residency.tier is None else residency.tier.describe()
 
-    def observe(self, callback: Observer | None) -> None:
-        """Tell `callback` what happens to pages; None: tell nobody."""
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` where every page is, and from now on what happens to pages. Several may observe."""
         with self._turn() as residency:
-            residency.observer = callback
+            residency.observe(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Tell `observer` nothing more."""
+        with self._turn() as residency:
+            residency.unobserve(observer)
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,11 +22,14 @@ class Frame:
     Attributes:
         buffer: uint8 [page_nbytes] on the pager's device.
         pending: the write that still reads the buffer for the page that was in it before; what comes next follows it.
+        stream: all that was done with the buffer so far, transfers under way aside, comes before what this stream is
+            given next; None where everything is in order by itself.
         is_zero: whether it has been zero since it was allocated; zeroing it again would touch all of it once more.
     """
 
     buffer: Tensor
     pending: Transfer | None = None
+    stream: Any = None
     is_zero: bool = False
 
 

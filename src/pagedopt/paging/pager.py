@@ -64,16 +64,17 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pagedopt.paging.automatic import AllocatorReader, AutomaticBudget, Reading, can_be_read
 from pagedopt.paging.budget import Ledger, automatic_device_nbytes, automatic_host_nbytes
 from pagedopt.paging.config import DEFAULT_PREFETCH_DEPTH, PagingConfig
 from pagedopt.paging.device import DevicePager
@@ -82,7 +83,10 @@ from pagedopt.tiers.base import Tier
 from pagedopt.tiers.buffers import new_host_buffer
 from pagedopt.tiers.disk import DiskTier
 from pagedopt.tiers.host import HostTier
+from pagedopt.tiers.slabs import PinnedMemory, Slabs
 from pagedopt.tiers.split import SplitTier
+from pagedopt.tiers.staged import MAX_RING_PAGES, StagedDiskTier
+from pagedopt.tiers.streams import DeviceStreams, InOrder, Streams, has_streams
 
 __all__ = ["DevicePager", "Pager", "shared_pager"]
 
@@ -126,8 +130,11 @@ class Pager:
         with self._lock:
             if device not in self._on:
                 self.config.check_budget(device)
-                self._on[device] = _device_pager(self.config, device, self._host)
+                self._on[device] = self._new_device_pager(device)
             return self._on[device]
+
+    def _new_device_pager(self, device: torch.device) -> DevicePager:
+        return _device_pager(self.config, device, self._host)
 
     def devices(self) -> dict[torch.device, DevicePager]:
         """Return the pagers made so far by device."""
@@ -171,27 +178,100 @@ def shared_pager(config: PagingConfig) -> Pager:
 
 
 def _device_pager(config: PagingConfig, device: torch.device, host: Ledger) -> DevicePager:
-    page_nbytes = config.page_nbytes(device)
-    name, budget = config.frame_budget(device)
     if device.type == "cpu":
-        frames = FramePool(page_nbytes, new_host_buffer, host, allocates_zeros=True)
-        open_tier: Callable[[], Tier] = partial(DiskTier, page_nbytes, config.spill_dir)
-    else:
-        floor = config.working_set * page_nbytes
-        ledger = Ledger(_limit(budget, partial(automatic_device_nbytes, device), floor))
-        frames = FramePool(page_nbytes, partial(_new_device_buffer, device), ledger)
-        open_tier = partial(_host_and_disk, page_nbytes, config.spill_dir, host)
+        return _cpu_pager(config, host)
+    if not has_streams(device):
+        _say_that_copies_wait(device.type)
+        return accelerator_pager(config, device, host, InOrder())
+    return accelerator_pager(config, device, host, DeviceStreams(device))
+
+
+def _cpu_pager(config: PagingConfig, host: Ledger) -> DevicePager:
+    device = torch.device("cpu")
+    page_nbytes = config.page_nbytes(device)
     return DevicePager(
         page_nbytes=page_nbytes,
         prefetch_depth=config.prefetch_depth,
-        frames=frames,
-        open_tier=open_tier,
-        budget_name=name,
+        frames=FramePool(page_nbytes, new_host_buffer, host, allocates_zeros=True),
+        open_tier=partial(DiskTier, page_nbytes, config.spill_dir),
+        budget_name=config.frame_budget(device)[0],
     )
 
 
-def _host_and_disk(page_nbytes: int, folder: Path | None, host: Ledger) -> Tier:
-    return SplitTier(HostTier(host.charge, host.refund), DiskTier(page_nbytes, folder))
+def accelerator_pager(
+    config: PagingConfig,
+    device: torch.device,
+    host: Ledger,
+    streams: Streams,
+    read: Callable[[], Reading] | None = None,
+) -> DevicePager:
+    """Return the pager of an accelerator.
+
+    Args:
+        config: budgets and sizes.
+        device: where frames are.
+        host: what pinned memory is charged to.
+        streams: of the device.
+        read: tells an automatic budget about memory; None: the device's own allocator does, if it can.
+    """
+    page_nbytes = config.page_nbytes(device)
+    name, budget = "max_gpu_memory", config.max_gpu_memory
+    floor = config.working_set * page_nbytes
+    if read is None and budget is None and can_be_read(device):
+        read = AllocatorReader(device)
+    automatic = AutomaticBudget(read, floor) if budget is None and read is not None else None
+    if automatic is not None:
+        ledger = automatic.ledger
+    else:
+        ledger = Ledger(_limit(budget, partial(automatic_device_nbytes, device), floor))
+    return DevicePager(
+        page_nbytes=page_nbytes,
+        prefetch_depth=config.prefetch_depth,
+        frames=FramePool(page_nbytes, partial(_new_device_buffer, device), ledger),
+        open_tier=partial(_host_and_disk, config, page_nbytes, host, streams),
+        budget_name=name,
+        streams=InOrder() if budget == 0 else streams,  # everything is resident, and nothing is ever copied
+        automatic=automatic,
+    )
+
+
+def _host_and_disk(config: PagingConfig, page_nbytes: int, host: Ledger, streams: Streams) -> Tier:
+    pinned = PinnedMemory() if isinstance(streams, DeviceStreams) else None
+    slabs = Slabs(
+        page_nbytes,
+        host.charge,
+        host.refund,
+        allocate=pinned or new_host_buffer,
+        finish=streams.finish_copies,
+        give_back=pinned.give_back if pinned is not None else _give_nothing_back,
+    )
+    disk = StagedDiskTier(
+        page_nbytes,
+        config.spill_dir,
+        slabs=slabs,
+        streams=streams,
+        ring_pages=ring_pages(config, page_nbytes, host.known_limit),
+    )
+    return SplitTier(HostTier(slabs, streams), disk)
+
+
+def ring_pages(config: PagingConfig, page_nbytes: int, host_nbytes: int | None) -> int:
+    """Return the pages of each of the disk's two rings: what a sweep can use, within an eighth of a budget for RAM."""
+    wanted = min(config.prefetch_depth + 1, MAX_RING_PAGES)
+    return wanted if host_nbytes is None else max(min(wanted, host_nbytes // page_nbytes // 16), 1)
+
+
+def _give_nothing_back() -> None:
+    """Memory that is not pinned goes back to the system by itself."""
+
+
+@lru_cache
+def _say_that_copies_wait(device_type: str) -> None:
+    warnings.warn(
+        f"{device_type} has no streams that pagedopt could copy on, so pages move while the device waits; "
+        "max_gpu_memory=0 keeps all state there",
+        stacklevel=2,
+    )
 
 
 def _new_device_buffer(device: torch.device, nbytes: int) -> Tensor:

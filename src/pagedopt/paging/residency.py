@@ -5,9 +5,11 @@ Nothing here takes a lock or waits for another thread: `paging.device` calls it 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from copy import copy
+from typing import NamedTuple
 
 from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
 from pagedopt.paging.config import too_small
@@ -15,10 +17,33 @@ from pagedopt.paging.frames import Frame, FramePool
 from pagedopt.paging.replacement import Replacement
 from pagedopt.paging.stats import Counters, PagingMemory
 from pagedopt.paging.table import Page, PageState, PageTable
-from pagedopt.tiers.base import Tier, TierUsage, Transfer
+from pagedopt.ranges import profiled
+from pagedopt.tiers.base import Home, Span, Tier, TierUsage, Transfer
+from pagedopt.tiers.staged import to_be_followed
+from pagedopt.tiers.streams import Streams
 
-Observer = Callable[[str, int], None]
-"""Told `read, pin, hit, fault, unpin, write, evict` or `prefetch`, and the page. It must not call the pager."""
+
+class PageEvent(NamedTuple):
+    """What happened to a page.
+
+    Attributes:
+        name: of what was done with it: `hit` or `fault` when it is about to be pinned, `pin, unpin, prefetch`; `read`
+            and `write` when a transfer is started, `filled` and `saved` when it is known to have ended well, `wait`
+            when somebody had to wait for it; `evict` when another page takes its frame, `drop` when its frame goes back
+            to the pool, `gone` when it is no more. To a new observer, of every page that there is: `resident` or
+            `away`.
+        home: the tier of a page that has room in one.
+        span: of `filled` and `saved`, when the bytes moved, if that is known; of `wait`, the time waited.
+    """
+
+    name: str
+    page: int
+    home: Home | None
+    span: Span | None
+
+
+Observer = Callable[[PageEvent], None]
+"""Told what happens to pages, within the turn in which it does: it must not call the pager."""
 
 _IN_FRAMES = (PageState.RESIDENT, PageState.LEAVING)
 
@@ -32,6 +57,7 @@ class Residency:
         frames: the frames, and with them the budget.
         open_tier: makes the home of pages that do not fit; called when the first page does not.
         budget_name: the argument to name where the budget is too small.
+        streams: of the device that the frames are on.
     """
 
     def __init__(
@@ -42,6 +68,7 @@ class Residency:
         frames: FramePool,
         open_tier: Callable[[], Tier],
         budget_name: str,
+        streams: Streams,
     ) -> None:
         self.page_nbytes = page_nbytes
         self.prefetch_depth = prefetch_depth
@@ -49,13 +76,14 @@ class Residency:
         self.table = PageTable()
         self.replacement = Replacement(prefetch_depth)
         self.counters = Counters()
-        self.observer: Observer | None = None
+        self._observers: tuple[Observer, ...] = ()
         self.tier: Tier | None = None
         self.leaving: dict[int, Page] = {}  # in the order in which they began to leave
         self.writing: dict[int, tuple[Page, Transfer]] = {}  # writes not yet known to have ended well
         self.lost: dict[int, Exception] = {}
         self._open_tier = open_tier
         self._budget_name = budget_name
+        self._streams = streams
 
     @property
     def working_set(self) -> int:
@@ -93,6 +121,7 @@ class Residency:
 
     def new_page(self) -> Page:
         """Add a page, with a frame of its own if the budget has one, else with room in the tier."""
+        self.regrow()
         has_frame = self.frames.grow()
         try:
             if not has_frame and self.frames.num_charged < self.working_set:
@@ -135,6 +164,7 @@ class Residency:
         self._outlast(page)
         self._vacate(page)
         self.lost.pop(page.number, None)
+        self.notify("gone", page)
         if self.tier is not None:
             self.tier.release(page.number)
         self.table.remove(page)
@@ -178,19 +208,22 @@ class Residency:
     def _free_frame(self) -> Frame | None:
         """Return a frame that is idle, or is left by the page that began to leave first."""
         self.collect()
-        frame = self.frames.take()
+        frame = self._new_frame()
         if frame is None and self.leaving:
             frame = self._evict(next(iter(self.leaving.values())))
         return frame
 
+    def _new_frame(self) -> Frame | None:
+        if not self.frames.num_available:
+            self.regrow()
+        frame = self.frames.take()
+        if frame is not None and frame.stream is None:  # the allocator has it ready for the current stream
+            frame.stream = self._streams.current()
+        return frame
+
     def _taken_frame(self) -> Frame | None:
         """Return a frame taken from a page that would rather stay, None if all are pinned."""
-        victim = self.replacement.victim(len(self.table))
-        if victim is None:
-            victim = self.replacement.last_resort()
-        if victim is None:
-            return None
-        self._leave(self.table[victim])
+        self._begin_leaving()
         return self._free_frame()
 
     def _fill(self, page: Page, frame: Frame) -> None:
@@ -198,11 +231,12 @@ class Residency:
         pending, frame.pending = frame.pending, None
         self.replacement.expect(page.number)
         if not page.is_stored:
-            page.transfer = pending  # then it is filled with zeros
+            page.transfer = None if pending is None else to_be_followed(pending)  # then it is filled with zeros
             return
         assert self.tier is not None
-        after = () if pending is None else (pending,)
-        page.transfer = self.tier.read(page.number, frame.buffer, after=after)
+        after = self._users(frame) if pending is None else (pending,)  # which followed the users before it
+        with profiled("read"):
+            page.transfer = self.tier.read(page.number, frame.buffer, after=after)
         self.counters.bytes_read[self.tier.home(page.number)] += self.page_nbytes
         self.notify("read", page)
 
@@ -223,6 +257,8 @@ class Residency:
         if page.transfer is not None:
             self._end_write(page.number)
             self.refuse_lost()
+        assert page.frame is not None
+        self.touch(page.frame)
 
     def _settle_read(self, page: Page) -> None:
         try:
@@ -238,16 +274,35 @@ class Residency:
     def _end_read(self, page: Page) -> None:
         assert page.frame is not None
         try:
-            self._wait(page.transfer)
+            self._wait(page, page.transfer)
         except SpillError:
+            self.notify("drop", page)
             self.frames.give(page.frame)
             self.replacement.forget(page.number)
             page.frame, page.transfer, page.state = None, None, PageState.EVICTED
             raise
-        if not page.is_stored and not page.frame.is_zero:
+        self.touch(page.frame)
+        if page.is_stored:
+            self._notify_moved("filled", page, page.transfer)
+        elif not page.frame.is_zero:
             page.frame.buffer.zero_()
         page.frame.is_zero = False  # whoever pins it may write
         page.transfer, page.state = None, PageState.RESIDENT
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def touch(self, frame: Frame) -> None:
+        """Let what the current stream is given next come after all that was done with the frame."""
+        current = self._streams.current()
+        if frame.stream != current:
+            if frame.stream is not None:
+                self._streams.hand_over(frame.buffer, frame.stream)
+            frame.stream = current
+
+    def _users(self, frame: Frame) -> tuple[Transfer, ...]:
+        """Return what a transfer must follow to have the frame for itself."""
+        mark = self._streams.mark(frame.stream)
+        return () if mark is None else (mark,)
 
     # -- out of a frame ------------------------------------------------------------------------------------------------
 
@@ -271,6 +326,38 @@ class Residency:
             victim = self.replacement.victim(len(self.table))
             if victim is not None:
                 self._leave(self.table[victim])
+
+    def regrow(self) -> None:
+        """Charge again the frames that pages could use: the budget may have room that it had not when they came."""
+        while self.frames.num_charged < len(self.table) and self.frames.grow():
+            continue
+
+    def trim(self, num_frames: int) -> None:
+        """Give frames back until there are at most `num_frames`, but for those that are pinned.
+
+        Raises:
+            SpillError: the pages have no other home, and there is no room for them; they stay.
+        """
+        if self.frames.num_charged <= num_frames or self.lost:
+            return
+        if self.tier is None:
+            self.tier = self._reserve_all()
+        while self.frames.num_charged > num_frames:
+            if not self.frames.num_available and not self.leaving:
+                self._begin_leaving()
+            if not self.frames.num_available:
+                if not self.leaving:
+                    return
+                self.frames.give(self._evict(next(iter(self.leaving.values()))))
+            self.frames.shrink()
+
+    def _begin_leaving(self) -> None:
+        """Let the page leave that is needed last, if one can."""
+        victim = self.replacement.victim(len(self.table))
+        if victim is None:
+            victim = self.replacement.last_resort()
+        if victim is not None:
+            self._leave(self.table[victim])
 
     def _leave(self, page: Page) -> None:
         if page.state is PageState.READING:
@@ -310,7 +397,8 @@ class Residency:
         assert page.frame is not None
         if page.number in self.writing:  # ended long ago, as the page was read since
             self._end_write(page.number)
-        transfer = self.tier.write(page.number, page.frame.buffer)
+        with profiled("write"):
+            transfer = self.tier.write(page.number, page.frame.buffer, after=self._users(page.frame))
         self.writing[page.number] = page, transfer  # before it counts as clean: an interrupt may come in between
         page.transfer = transfer
         page.is_dirty, page.is_stored = False, True
@@ -326,12 +414,15 @@ class Residency:
         page, transfer = self.writing[number]
         failure: SpillError | None = None
         try:
-            self._wait(transfer)
+            self._wait(page, transfer)
+            self._notify_moved("saved", page, transfer)
         except SpillError as error:
             failure = error
         self.writing.pop(number)  # not before the wait, which an interrupt may end
         if page.transfer is transfer:
             page.transfer = None
+            if page.frame is not None:
+                self.touch(page.frame)
         if failure is not None:
             self.lose(page, failure)
 
@@ -359,6 +450,7 @@ class Residency:
         self.leaving.pop(page.number, None)
         self.replacement.forget(page.number)
         if page.frame is not None and page.pins == 0:
+            self.notify("drop", page)
             self.frames.give(page.frame)
             page.frame = page.transfer = None
 
@@ -382,11 +474,30 @@ class Residency:
             self.counters.hits += 1
             self.notify("hit", page)
 
-    def notify(self, event: str, page: Page) -> None:
-        if self.observer is not None:
-            self.observer(event, page.number)
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` where every page is, and from now on what happens to pages."""
+        for page in self.table.values():
+            observer(self._event("away" if page.frame is None else "resident", page))
+        self._observers = (*self._observers, observer)
 
-    def _wait(self, transfer: Transfer | None) -> None:
+    def unobserve(self, observer: Observer) -> None:
+        """Tell `observer` nothing more."""
+        self._observers = tuple(other for other in self._observers if other != observer)
+
+    def notify(self, name: str, page: Page, span: Span | None = None) -> None:
+        if self._observers:
+            event = self._event(name, page, span)
+            for observer in self._observers:
+                observer(event)
+
+    def _notify_moved(self, name: str, page: Page, transfer: Transfer | None) -> None:
+        if self._observers:
+            self.notify(name, page, None if transfer is None else transfer.span())
+
+    def _event(self, name: str, page: Page, span: Span | None = None) -> PageEvent:
+        return PageEvent(name, page.number, None if self.tier is None else self.tier.home(page.number), span)
+
+    def _wait(self, page: Page, transfer: Transfer | None) -> None:
         if transfer is None:
             return
         if transfer.done():
@@ -394,9 +505,13 @@ class Residency:
             return
         start = time.perf_counter()
         try:
-            transfer.wait()
+            with profiled("wait"):
+                transfer.wait()
         finally:
-            self.counters.stalled_seconds += time.perf_counter() - start
+            stop = time.perf_counter()
+            self.counters.stalls += 1
+            self.counters.stalled_seconds += stop - start
+            self.notify("wait", page, Span(threading.current_thread().name, start, stop))
 
 
 def _without_traceback(error: Exception) -> Exception:

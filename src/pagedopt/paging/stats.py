@@ -19,7 +19,8 @@ class PagingStats:
         prefetches: reads started ahead of a pin.
         evictions: pages whose frame was given to another.
         bytes_read, bytes_written: bytes asked of each tier, by `"host"` and `"disk"`.
-        stalled_seconds: time that pins and flushes spent waiting for transfers.
+        stalls: times that a pin or flush had to wait for a transfer.
+        stalled_seconds: what they waited, together.
     """
 
     faults: int = 0
@@ -28,23 +29,32 @@ class PagingStats:
     evictions: int = 0
     bytes_read: Mapping[Home, int] = field(default_factory=lambda: MappingProxyType(dict.fromkeys(HOMES, 0)))
     bytes_written: Mapping[Home, int] = field(default_factory=lambda: MappingProxyType(dict.fromkeys(HOMES, 0)))
+    stalls: int = 0
     stalled_seconds: float = 0.0
 
     def __add__(self, other: PagingStats) -> PagingStats:
         """Return the sum, as of the pagers of several devices."""
+        return self._plus(other, 1)
+
+    def __sub__(self, before: PagingStats) -> PagingStats:
+        """Return what was done between `before` and now, with no reset in between."""
+        return self._plus(before, -1)
+
+    def _plus(self, other: PagingStats, sign: int) -> PagingStats:
         return PagingStats(
-            self.faults + other.faults,
-            self.hits + other.hits,
-            self.prefetches + other.prefetches,
-            self.evictions + other.evictions,
-            _sum(self.bytes_read, other.bytes_read),
-            _sum(self.bytes_written, other.bytes_written),
-            self.stalled_seconds + other.stalled_seconds,
+            self.faults + sign * other.faults,
+            self.hits + sign * other.hits,
+            self.prefetches + sign * other.prefetches,
+            self.evictions + sign * other.evictions,
+            _plus(self.bytes_read, other.bytes_read, sign),
+            _plus(self.bytes_written, other.bytes_written, sign),
+            self.stalls + sign * other.stalls,
+            self.stalled_seconds + sign * other.stalled_seconds,
         )
 
 
-def _sum(left: Mapping[Home, int], right: Mapping[Home, int]) -> Mapping[Home, int]:
-    return MappingProxyType({home: left[home] + right[home] for home in HOMES})
+def _plus(left: Mapping[Home, int], right: Mapping[Home, int], sign: int) -> Mapping[Home, int]:
+    return MappingProxyType({home: left[home] + sign * right[home] for home in HOMES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +79,22 @@ class PagingMemory:
 class Counters:
     """The mutable side of `PagingStats`."""
 
-    __slots__ = ("bytes_read", "bytes_written", "evictions", "faults", "hits", "prefetches", "stalled_seconds")
+    __slots__ = (
+        "bytes_read",
+        "bytes_written",
+        "evictions",
+        "faults",
+        "hits",
+        "prefetches",
+        "stalled_seconds",
+        "stalls",
+    )
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.faults = self.hits = self.prefetches = self.evictions = 0
+        self.faults = self.hits = self.prefetches = self.evictions = self.stalls = 0
         self.bytes_read: dict[Home, int] = dict.fromkeys(HOMES, 0)
         self.bytes_written: dict[Home, int] = dict.fromkeys(HOMES, 0)
         self.stalled_seconds = 0.0
@@ -88,5 +107,6 @@ class Counters:
             self.evictions,
             MappingProxyType(dict(self.bytes_read)),
             MappingProxyType(dict(self.bytes_written)),
+            self.stalls,
             self.stalled_seconds,
         )

@@ -31,5 +31,3 @@ def sweep(pager: DevicePager, pages: Sequence[int], *, dirty: bool = True) -> Ge
             yield page, frame
         finally:
             pager.unpin(page, dirty=dirty)
-    if pages:
-        pager.look_ahead(pages[-1])

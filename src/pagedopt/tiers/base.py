@@ -23,6 +23,20 @@ class TierUsage:
     disk_nbytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When something happened, and where.
+
+    Attributes:
+        track: what did it, by name: an I/O thread, a stream.
+        start, stop: seconds on the clock of `time.perf_counter`.
+    """
+
+    track: str
+    start: float
+    stop: float
+
+
 class Transfer(Protocol):
     """A read or write under way.
 
@@ -41,6 +55,10 @@ class Transfer(Protocol):
         """
         ...
 
+    def span(self) -> Span | None:
+        """Return when the bytes moved, once the transfer is done; None if nobody took the time."""
+        ...
+
 
 class EndedTransfer:
     """A transfer that ended before anybody could wait for it: a synchronous copy, or one that could not start."""
@@ -56,6 +74,9 @@ class EndedTransfer:
     def wait(self) -> None:
         if self._error is not None:
             raise copy(self._error)  # a copy each time: a kept exception would keep its traceback's frames alive
+
+    def span(self) -> None:
+        return None
 
 
 class Tier(Protocol):

@@ -7,15 +7,17 @@ a page      one slot of the file; slots of released pages are used again, lowest
 order       a transfer waits in its I/O thread for the ones it follows. Threads take transfers in the order they
             were started, and each follows only earlier ones, so the oldest can always run
 
-staging     a tensor that the file cannot move itself (on an accelerator, or badly aligned) goes through a buffer in
-            RAM. The I/O threads only ever see that buffer: copies to and from the tensor happen in the caller's
-            thread on its current stream, at `write` and at `wait`. There are as many buffers as transfers under way
+staging     a tensor that the file cannot move itself, being badly aligned, goes through a buffer in RAM, copied in the
+            caller's thread, at `write` and at `wait`. There are as many buffers as transfers under way. Tensors on an
+            accelerator are for `tiers.staged`
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +30,8 @@ import xxhash
 from torch import Tensor
 
 from pagedopt.errors import CorruptPageError, SpillError
-from pagedopt.tiers.base import EndedTransfer, Home, TierUsage, Transfer
+from pagedopt.ranges import profiled
+from pagedopt.tiers.base import EndedTransfer, Home, Span, TierUsage, Transfer
 from pagedopt.tiers.buffers import DIRECT_ALIGNMENT, bytes_of, is_aligned, new_host_buffer
 from pagedopt.tiers.spill_file import SpillFile
 from pagedopt.units import format_bytes
@@ -40,8 +43,13 @@ MAX_EXTENT_NBYTES = 256 << 20
 """Room is taken in extents that double up to this: few of them, so that pages lie in one piece."""
 
 
+def extent_nbytes(file_nbytes: int, page_nbytes: int) -> int:
+    """Return by how much a spill file of `file_nbytes` grows when the next page of `page_nbytes` needs room."""
+    return max(min(file_nbytes, MAX_EXTENT_NBYTES) // page_nbytes, 1) * page_nbytes
+
+
 @dataclass(slots=True, eq=False)
-class _Slot:
+class Slot:
     """The place of one page in the file; `checksum` is None while it holds no whole page."""
 
     page: int
@@ -65,7 +73,7 @@ class DiskTier:
         self._file: SpillFile | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._shut_down: Callable[[], object] | None = None
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._staging = _Staging()
         self._free: list[int] = []  # heap of offsets
         self._end = 0  # offsets from here on were never used
@@ -94,22 +102,24 @@ class DiskTier:
     def reserve(self, page: int, nbytes: int) -> None:
         assert page not in self._slots
         assert nbytes <= self._page_nbytes
-        self._slots[page] = _Slot(page, self._new_offset(), nbytes)
+        self._slots[page] = Slot(page, self._new_offset(), nbytes)
 
     def read(self, page: int, into: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, into):
-            return self._start(slot, partial(_read, file, slot, into), after)
+            return self._start(slot, partial(read_page, file, slot, into), after)
         try:
             staging = self._staging.take(slot.nbytes)
         except MemoryError as error:
             return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
-        return _StagedRead(self._start(slot, partial(_read, file, slot, staging), after), staging, into, self._staging)
+        return _StagedRead(
+            self._start(slot, partial(read_page, file, slot, staging), after), staging, into, self._staging
+        )
 
     def write(self, page: int, source: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:
         slot, file = self._slots[page], self._opened()
         if _can_move(file, source):
-            return self._start(slot, partial(_write, file, slot, source), after)
+            return self._start(slot, partial(write_page, file, slot, source), after)
         try:
             staging = self._staging.take(slot.nbytes)
             staging.copy_(source)
@@ -146,16 +156,16 @@ class DiskTier:
         return self._end - self._page_nbytes
 
     def _extend(self, file: SpillFile) -> None:
-        doubled = min(file.nbytes, MAX_EXTENT_NBYTES) // self._page_nbytes * self._page_nbytes
-        if doubled > self._page_nbytes:
+        extent = extent_nbytes(file.nbytes, self._page_nbytes)
+        if extent > self._page_nbytes:
             try:
-                file.extend(doubled)
+                file.extend(extent)
             except SpillError:  # less than that is left: a page at a time is all that is needed
                 file.extend(self._page_nbytes)
         else:
             file.extend(self._page_nbytes)
 
-    def _start(self, slot: _Slot, move: Callable[[], None], after: Sequence[Transfer]) -> Transfer:
+    def _start(self, slot: Slot, move: Callable[[], None], after: Sequence[Transfer]) -> Transfer:
         assert self._threads is not None
         try:
             future = self._threads.submit(_run, move, slot.last, tuple(after))
@@ -165,35 +175,47 @@ class DiskTier:
         return slot.last
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of a transfer in an I/O thread. A failure is a value: one raised there would keep frames alive."""
+
+    span: Span | None = None
+    error: SpillError | None = None
+
+
 class _ThreadTransfer:
-    """A transfer in an I/O thread. It hands a failure over as a value: one raised there would keep frames alive."""
+    """A transfer in an I/O thread."""
 
     __slots__ = ("_future",)
 
-    def __init__(self, future: Future[SpillError | None]) -> None:
+    def __init__(self, future: Future[_Outcome]) -> None:
         self._future = future
 
     def done(self) -> bool:
         return self._future.done()
 
     def wait(self) -> None:
-        error = self._future.result()
+        error = self._future.result().error
         if error is not None:
             raise copy(error)
 
+    def span(self) -> Span | None:
+        return self._future.result().span
 
-def _run(move: Callable[[], None], previous: Transfer | None, after: tuple[Transfer, ...]) -> SpillError | None:
+
+def _run(move: Callable[[], None], previous: Transfer | None, after: tuple[Transfer, ...]) -> _Outcome:
     """In an I/O thread: move a page once the previous transfer of it ended, and those in `after` ended well."""
     try:
         _outlast(previous)
         for transfer in after:
             transfer.wait()
+        start = time.perf_counter()
         move()
+        return _Outcome(Span(threading.current_thread().name, start, time.perf_counter()))
     except SpillError as error:
-        return error.with_traceback(None)
+        return _Outcome(error=error.with_traceback(None))
     except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to the one who waits
-        return SpillError(f"a transfer failed: {type(error).__name__}: {error}")
-    return None
+        return _Outcome(error=SpillError(f"a transfer failed: {type(error).__name__}: {error}"))
 
 
 def _outlast(previous: Transfer | None) -> None:
@@ -242,30 +264,38 @@ class _StagedRead:
             self._staging_pool.give(self._staging)
             self._staging = None
 
+    def span(self) -> Span | None:
+        return self._read.span()
+
 
 def _can_move(file: SpillFile, tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and (is_aligned(tensor) or not file.is_direct)
 
 
-def _write(file: SpillFile, slot: _Slot, source: Tensor) -> None:
+def write_page(file: SpillFile, slot: Slot, source: Tensor) -> None:
+    """In an I/O thread: store a page with its checksum."""
     slot.checksum = None
     view = bytes_of(source)
-    checksum = xxhash.xxh3_64_intdigest(view)
-    file.write(view, slot.offset)
+    with profiled("write"):
+        checksum = xxhash.xxh3_64_intdigest(view)
+        file.write(view, slot.offset)
     slot.checksum = checksum
 
 
-def _write_staged(file: SpillFile, slot: _Slot, staging: Tensor, pool: _Staging) -> None:
+def _write_staged(file: SpillFile, slot: Slot, staging: Tensor, pool: _Staging) -> None:
     try:
-        _write(file, slot, staging)
+        write_page(file, slot, staging)
     finally:
         pool.give(staging)
 
 
-def _read(file: SpillFile, slot: _Slot, into: Tensor) -> None:
+def read_page(file: SpillFile, slot: Slot, into: Tensor) -> None:
+    """In an I/O thread: fill `into` with a page and compare its checksum."""
     view = bytes_of(into)
-    file.read(view, slot.offset)
-    if slot.checksum != xxhash.xxh3_64_intdigest(view):
+    with profiled("read"):
+        file.read(view, slot.offset)
+        checksum = xxhash.xxh3_64_intdigest(view)
+    if slot.checksum != checksum:
         raise CorruptPageError(
             f"page {slot.page} ({format_bytes(slot.nbytes)}) read from the spill file is not what was written; "
             "check the disk, then load a state dict or checkpoint"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from pagedopt.paging.residency import PageEvent
+
 END_OF_STEP = "step"
 """An event of the recording that is nobody's page."""
 
@@ -34,12 +36,12 @@ class Recording:
         self.events: list[Event] = []
         self._clock = clock
 
-    def __call__(self, event: str, page: int) -> None:
-        self.events.append(Event(self._clock(), event, page))
+    def __call__(self, event: PageEvent) -> None:
+        self.events.append(Event(self._clock(), event.name, event.page))
 
     def end_step(self) -> None:
         """Note that a step of the optimizer ended."""
-        self(END_OF_STEP, -1)
+        self.events.append(Event(self._clock(), END_OF_STEP, -1))
 
 
 class Cell(IntEnum):
@@ -64,7 +66,8 @@ class Residency:
     step_ends: list[int]
 
 
-_ARRIVES = frozenset({"read", "pin"})  # a new page is never read
+_ARRIVES = frozenset({"resident", "read", "pin"})  # a new page is never read
+_LEAVES = frozenset({"evict", "drop"})
 _MOVES = {"read": Cell.READ, "write": Cell.WRITTEN}
 
 
@@ -102,7 +105,7 @@ class _Drawing:
     def _move(self, event: Event) -> None:
         if event.name in _ARRIVES:
             self._resident.add(event.page)
-        if event.name == "evict":
+        if event.name in _LEAVES:
             self._resident.discard(event.page)
         if event.name in _MOVES:
             self._moved[event.page] = max(self._moved.get(event.page, Cell.AWAY), _MOVES[event.name])

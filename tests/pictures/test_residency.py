@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pagedopt.demo.residency import END_OF_STEP, Cell, Event, Recording, residency
+from pagedopt.paging.residency import PageEvent
+from pagedopt.pictures.residency import END_OF_STEP, Cell, Event, Recording, residency
 
 LETTERS = {Cell.AWAY: ".", Cell.RESIDENT: "#", Cell.WRITTEN: "W", Cell.READ: "R"}
 
@@ -52,8 +53,8 @@ def test_a_recording_writes_down_time_name_and_page() -> None:
     ticks = iter([0.5, 1.5, 2.5])
     recording = Recording(clock=lambda: next(ticks))
 
-    recording("read", 3)
-    recording("pin", 3)
+    recording(PageEvent("read", 3, "disk", None))
+    recording(PageEvent("pin", 3, "disk", None))
     recording.end_step()
 
     assert recording.events == [Event(0.5, "read", 3), Event(1.5, "pin", 3), Event(2.5, END_OF_STEP, -1)]
