@@ -17,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test torture bench check format pins clean
+.PHONY: help demo qlora test torture sanitize bench check format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,18 @@ test: $(STAMPS)/test $(STAMPS)/package  ## run all tests (PYTEST_FLAGS="-k pager
 torture: $(STAMPS)/test $(STAMPS)/package  ## kill 2,000 trainers and damage 60,000 checkpoints; half an hour
 	PAGEDOPT_TORTURE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 tests/torture \
 		tests/checkpoint/test_damage.py $(PYTEST_FLAGS)
+
+# Python is no sanitized program, so their run times come first, and leaks are not looked for: it frees little at its end.
+# C++'s run time is there from the start, too, where the sanitizer must find what it wraps.
+SANITIZE := build/sanitize
+RUN_TIMES = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
+sanitize: $(STAMPS)/build $(STAMPS)/test  ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer (Linux, g++)
+	CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --upgrade --target $(SANITIZE)/site \
+		-C build-dir=$(SANITIZE)/cmake -C cmake.build-type=RelWithDebInfo -C cmake.define.PAGEDOPT_SANITIZE=ON .
+	grep -q __asan_init $(SANITIZE)/site/pagedopt/kernels/_native*
+	OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZE)/site LD_PRELOAD="$(RUN_TIMES)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest --capture=sys tests/kernels --ignore-glob '*triton*' $(PYTEST_FLAGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="checkpoint", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
