@@ -241,15 +241,15 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     assert report["defaults"] == ["torch.float32", "cpu"]
 
 
-TORCH_SECONDS = 1.5
+TORCH_SECONDS = 1.0
 """Processor time of `import torch` on the machine for which the bound below is meant."""
 
 
 def test_import_takes_under_50_ms_beyond_torch(tmp_path: Path) -> None:
-    """A5: of processor, the best of four, from bytecode, as it is installed: the first of them compiles.
+    """A5: of processor, the best of five, from bytecode, as it is installed: the first of them compiles.
 
     A machine that takes longer for torch may take longer for this.
     """
-    reports = [report_of(_IMPORT, tmp_path) for _ in range(4)]
+    reports = [report_of(_IMPORT, tmp_path) for _ in range(5)]
     slowness = min(report["torch_seconds"] for report in reports) / TORCH_SECONDS
     assert min(report["seconds"] for report in reports) < 0.050 * max(1.0, slowness)
