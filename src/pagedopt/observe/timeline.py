@@ -248,10 +248,11 @@ class Timeline:
         started = pages.under_way.pop((event.page, kind), None)
         facts: dict[str, object] = {"page": event.page, "device": told.device, "tier": event.home}
         facts["bytes"] = pages.page_nbytes
-        if event.span is None:
+        taken = event.span if event.moving is None else event.moving.span()
+        if taken is None:
             yield from self._instant(f"{kind} ended, time not taken", told.seconds, told.thread, **facts)
             return
-        span = Span(f"{told.device} {event.span.track}", event.span.start, event.span.stop)
+        span = Span(f"{told.device} {taken.track}", taken.start, taken.stop)
         if started is not None:
             facts["queued_us"] = round((span.start - started) * 1e6, 3)
         yield from self._slice(kind, span, **facts)
