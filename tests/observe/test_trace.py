@@ -362,3 +362,15 @@ def test_copies_of_a_gpu_are_slices_of_their_streams_within_the_trace(tmp_path: 
         copies = _named(events, "X", name)
         assert {tracks[copy["tid"]] for copy in copies} == {track}
         assert all(copy["dur"] > 0 and copy["ts"] + copy["dur"] <= ends + 100 for copy in copies)
+
+
+def test_updates_made_in_backward_are_updates(tmp_path: Path) -> None:
+    optimizer = small_optimizer(tmp_path)
+    (param,) = optimizer.param_groups[0]["params"]
+    with pagedopt.step_in_backward(optimizer), pagedopt.trace(optimizer, tmp_path / "trace.json"):
+        param.sum().backward()
+        optimizer.step()
+
+    events = _events(tmp_path / "trace.json")
+    assert len(_named(events, "X", "update")) == optimizer.memory_stats().pages
+    assert not _named(events, "X", "use")

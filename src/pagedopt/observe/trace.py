@@ -124,7 +124,8 @@ class trace:  # noqa: N801 - a context manager that people call like a function
             pager.observe(observer)
 
     def _note(self, device: str, what: PageEvent | str) -> None:
-        told = Told(time.perf_counter(), _thread(), device, what)
+        is_stepping = any(optimizer.is_stepping for optimizer in self._optimizers)
+        told = Told(time.perf_counter(), _thread(), device, what, is_stepping)
         with self._lock:
             if not self._is_open or os.getpid() != self._pid:  # a forked child has the parent's file, and leaves it
                 return
