@@ -17,7 +17,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test torture bench docs check format pins clean
+.PHONY: help demo qlora test torture sanitize bench docs check pictures format pins clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,18 @@ torture: $(STAMPS)/test $(STAMPS)/package  ## kill 2,000 trainers and damage 60,
 	PAGEDOPT_TORTURE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 tests/torture \
 		tests/checkpoint/test_damage.py $(PYTEST_FLAGS)
 
+# Python is no sanitized program, so their run times come first, and leaks are not looked for: it frees little at its end.
+# C++'s run time is there from the start, too, where the sanitizer must find what it wraps.
+SANITIZE := build/sanitize
+RUN_TIMES = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
+sanitize: $(STAMPS)/build $(STAMPS)/test  ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer (Linux, g++)
+	CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --upgrade --target $(SANITIZE)/site \
+		-C build-dir=$(SANITIZE)/cmake -C cmake.build-type=RelWithDebInfo -C cmake.define.PAGEDOPT_SANITIZE=ON .
+	grep -q __asan_init $(SANITIZE)/site/pagedopt/kernels/_native*
+	OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZE)/site LD_PRELOAD="$(RUN_TIMES)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest --capture=sys tests/kernels --ignore-glob '*triton*' $(PYTEST_FLAGS)
+
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="checkpoint", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
 
@@ -48,6 +60,9 @@ check: docs $(STAMPS)/check  ## lint, format, types, who may import whom, and th
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+
+pictures: $(STAMPS)/demo $(STAMPS)/package  ## draw docs/pictures anew, from a training of seconds and from bench/results
+	$(BIN)/python tools/pictures.py
 
 format: $(STAMPS)/check  ## write the format that `make check` asks for
 	$(BIN)/ruff check --fix .

@@ -77,7 +77,7 @@ def _places(plan: CostPlan) -> Iterator[str]:
     rows = [heads]
     for name, called in PHASES.items():
         phase = getattr(plan.account, name)
-        held = [phase.frame_nbytes, phase.host_nbytes] if on_accelerator else [phase.frame_nbytes]
+        held = [phase.frame_nbytes, phase.ram_nbytes] if on_accelerator else [phase.ram_nbytes]
         moved = [sum(phase.read.values()), sum(phase.written.values())]
         rows.append([called, *map(format_bytes, [*held, phase.file_nbytes, *moved])])
     yield from _aligned(rows)
