@@ -421,7 +421,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         return paging_stats(self._store)
 
     def step_stats(self) -> PagingStats:
-        """Return what its pagers did during the last `step()`, and in the calls of `step_param` since the one before.
+        """Return what its pagers did during the last `step()`, and in calls of `step_param` since the one before it.
 
         Reads that a step began for the next one are its own.
         """
