@@ -27,10 +27,11 @@ RUNS: dict[str, list[str]] = {
     "memory": ["7B"],
     "inspect": ["{checkpoint}"],
     "convert": ["{checkpoint}", "{out}", "--to", "torch"],
+    "plot": ["{checkpoint}/pagedopt.json"],
 }
 """Arguments with which a command does little, by command."""
 
-NO_DATA = {"demo", "convert"}
+NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
 
 WRONG = [
