@@ -5,6 +5,7 @@ TEST_PROCESSES ?= 2
 DEMO_FLAGS ?=
 QLORA_FLAGS ?=
 PYTEST_FLAGS ?=
+GPU_PYTHON ?= $(PYTHON)
 BENCH ?= cpu
 
 BIN := .venv/bin
@@ -17,7 +18,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test torture sanitize bench docs check pictures format pins clean
+.PHONY: help demo qlora test torture sanitize bench docs check pictures format pins clean test-gpu gpu
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +48,13 @@ sanitize: $(STAMPS)/build $(STAMPS)/test  ## run the kernel tests with AddressSa
 	OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZE)/site LD_PRELOAD="$(RUN_TIMES)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/python -m pytest --capture=sys tests/kernels --ignore-glob '*triton*' $(PYTEST_FLAGS)
+
+# The Python that has torch for this GPU, which a fresh .venv would not; PYTHONPATH=src if pagedopt is not installed there.
+test-gpu:  ## run the tests that need a GPU, compiled, and only those; skips them all where there is none
+	$(GPU_PYTHON) -m pytest -m gpu -q --durations 5 tests/gpu tests/kernels tests/distributed $(PYTEST_FLAGS)
+
+gpu:  ## build, test and bench on a machine with a GPU, in ten minutes (tools/gpu_session.sh)
+	PYTHON=$(GPU_PYTHON) tools/gpu_session.sh
 
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="checkpoint", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)

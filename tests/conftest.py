@@ -14,7 +14,11 @@ _COMMON = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 
-if not torch.accelerator.is_available():
+_GPUS = ("cuda", "xpu")
+_accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+_HAS_GPU = _accelerator is not None and _accelerator.type in _GPUS
+
+if not _HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any test imports Triton: its kernels then run on the CPU
 
 settings.register_profile("default", max_examples=30, **_COMMON)
@@ -33,14 +37,14 @@ def _seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    if _HAS_GPU:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs an accelerator and this machine has none"))
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch finds none here"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "gpu" in getattr(r, "keywords", {})]
     if skipped:
-        terminalreporter.write_line(f"{len(skipped)} GPU tests did not run: this machine has no accelerator")
+        terminalreporter.write_line(f"{len(skipped)} GPU tests did not run: torch finds no GPU here")

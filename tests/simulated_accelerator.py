@@ -79,6 +79,7 @@ class SimulatedMark:
 
     def synchronize(self) -> None:
         with self.accelerator.lock:
+            self.accelerator.num_host_waits += 1
             self.accelerator.do_until(self.stream, self.number)
             self.accelerator.learn(threading.get_ident(), self.clock)
 
@@ -92,7 +93,7 @@ class SimulatedAccelerator(TorchDispatchMode):
         self.main, self.side = Stream("main"), Stream("side")
         self.up, self.down = Stream("up"), Stream("down")
         self.num_up = self.num_down = 0
-        self.num_finishes = 0
+        self.num_finishes = self.num_host_waits = 0
         self._rng = random.Random(seed)
         self._eagerness = eagerness
         self._current: dict[int, Stream] = {}
@@ -126,6 +127,9 @@ class SimulatedAccelerator(TorchDispatchMode):
             assert self.is_here(source)
             self.num_down += 1
             return self._copy(self.down, into, source, after)
+
+    def take_times(self, is_wanted: bool) -> None:
+        return
 
     def finish_copies(self) -> None:
         self.num_finishes += 1

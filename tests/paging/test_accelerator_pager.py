@@ -143,14 +143,16 @@ def test_pages_on_disk_under_an_accelerator_are_as_they_were_left(
         training.end()
 
 
-def test_a_step_copies_each_page_that_is_not_resident_once_up_and_once_down() -> None:
+def test_a_step_copies_what_is_not_resident_once_up_and_once_down_and_the_host_waits_for_nothing() -> None:
     accelerator = SimulatedAccelerator()
     with accelerator:
         training = Training(accelerator, num_pages=12, num_frames=7, depth=1)
         for _ in range(3):
             training.step()
         before = accelerator.num_up, accelerator.num_down
+        assert accelerator.num_host_waits == 0
         training.step()
+        assert accelerator.num_host_waits == 0
         copies = accelerator.num_up - before[0], accelerator.num_down - before[1]
         assert max(copies) <= 12 - 7 + training.pager.working_set
         assert accelerator.num_finishes == 0

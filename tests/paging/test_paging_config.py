@@ -59,8 +59,8 @@ def test_a_page_size_is_rounded_up_to_whole_blocks_and_at_least_64_kib(asked: in
 )
 def test_an_automatic_page_is_a_sixteenth_of_an_explicit_budget(budget: int | None, page_nbytes: int) -> None:
     assert PagingConfig(max_host_memory=budget).page_nbytes(CPU) == page_nbytes
-    ample = not budget or budget >= 16 * 8 * MIB
-    assert PagingConfig(max_gpu_memory=budget).page_nbytes(GPU) == (8 * MIB if ample else page_nbytes)
+    ample = not budget or budget >= 16 * 16 * MIB
+    assert PagingConfig(max_gpu_memory=budget).page_nbytes(GPU) == (16 * MIB if ample else page_nbytes)
     assert PagingConfig(max_gpu_memory=budget).page_nbytes(CPU) == 4 * MIB
 
 

@@ -65,6 +65,8 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._format_version = 0
         self._is_closed = False
         self._step_stats = PagingStats()
+        self._stats_since_step = PagingStats()
+        self._is_stepping = False
         self._reported_version = 0
 
     # -- step ---------------------------------------------------------------------------------------------------------
@@ -103,6 +105,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._run(
                 [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
             )
+            self._report()
         return loss
 
     def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
@@ -142,6 +145,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     def _run(self, steps: Sequence[Step]) -> None:
         """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
         before = paging_stats(self._store)
+        self._is_stepping = True
         advanced: list[Step] = []
         try:
             with profiled("step"):
@@ -163,18 +167,20 @@ class PagedOptimizer(torch.optim.Optimizer):
                 )
             )
             raise
-        self._step_stats = paging_stats(self._store) - before
-        self._report(steps)
+        finally:
+            self._is_stepping = False
+        self._stats_since_step += paging_stats(self._store) - before
         self._store.refresh()
         for step in steps:
             step.end()
 
-    def _report(self, steps: Sequence[Step]) -> None:
-        """Log what the step did and, where it changed, how the state is laid out."""
+    def _report(self) -> None:
+        """Keep and log what the step did and, where it changed, log how the state is laid out."""
+        self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
         if self._reported_version != self._store.version:
             self._reported_version = self._store.version
             report_layout(self._store)
-        report_step(self._step_stats, sum(step.pages_updated for step in steps))
+        report_step(self._step_stats)
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
@@ -494,8 +500,16 @@ class PagedOptimizer(torch.optim.Optimizer):
         return paging_stats(self._store)
 
     def step_stats(self) -> PagingStats:
-        """Return what its pagers did during its last step; reads that the step began for the next one are its own."""
+        """Return what its pagers did during the last `step()`, and the calls of `step_param` between it and the one before.
+
+        Reads that a step began for the next one are its own.
+        """
         return self._step_stats
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way, in whichever thread: then pages that are pinned are being updated."""
+        return self._is_stepping
 
     def reset_paging_stats(self) -> None:
         """Count from zero again."""

@@ -23,8 +23,10 @@ PAGE_ALIGNMENT = 4096
 AUTOMATIC_PAGE_NBYTES = 4 << 20
 """Large enough that a disk or a PCIe link runs at full speed, small enough that a working set is a few MiB."""
 
-ACCELERATOR_PAGE_NBYTES = 8 << 20
-"""A page costs the host some 100 µs of calls for its two copies and its update; a PCIe 5 link moves this in 150 µs."""
+ACCELERATOR_PAGE_NBYTES = 16 << 20
+"""A page costs the host some 100 µs of calls for its two copies and its update; a PCIe 5 link moves this in 300 µs.
+From 10 MiB on torch's allocator takes a segment for each frame, so that frames given back can become anything.
+"""
 
 AUTOMATIC_PAGES_PER_BUDGET = 16
 """An automatic page is at most this share of a budget: five pages of working set leave most of it for residency."""
@@ -100,7 +102,7 @@ class PagingConfig:
     def page_nbytes(self, device: torch.device) -> int:
         """Return the bytes of a page of `device`.
 
-        Unless told otherwise 4 MiB in RAM, 8 MiB on an accelerator, and at most 1/16 of an explicit budget.
+        Unless told otherwise 4 MiB in RAM, 16 MiB on an accelerator, and at most 1/16 of an explicit budget.
         """
         if self.page_size is not None:
             return self.page_size

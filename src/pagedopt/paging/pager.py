@@ -6,7 +6,9 @@
       │           ├── PageTable    what is known about each page               table.py      numbers, no tensors
       │           ├── FramePool    frames, charged before allocated            frames.py     tensors, no policy
       │           ├── Replacement  which page leaves next                      replacement.py
-      │           └── Tier         where pages are that have no frame          pagedopt.tiers
+      │           ├── Tier         where pages are that have no frame          pagedopt.tiers
+      │           └── Streams      the order of work on the device             pagedopt.tiers.streams
+      ├── AutomaticBudget  frames from step to step on an accelerator          automatic.py
       └── Ledger       RAM, shared by all devices                              budget.py
     sweep              one pass over pages, in order                           sweep.py
 
@@ -33,7 +35,7 @@ The states of a page, and what moves it from one to the next:
 | RESIDENT | LEAVING | at an unpin: the pages expected next need more frames than are left | `_write_behind`, `_leave` |
 | RESIDENT | LEAVING | a pin found no frame left | `_taken_frame`, `_leave` |
 | LEAVING | RESIDENT | it is pinned before its frame was taken; the write is waited for | `settle` |
-| LEAVING | EVICTED | its frame is taken; what fills it next follows its write | `_evict` |
+| LEAVING | EVICTED | its frame is taken, or given up; what fills it next follows its write | `_evict`, `trim` |
 | any | LOST | its write failed; or whoever was in it says so | `lose` |
 | any | gone | its last claim is released and its last pin given back | `drop` |
 
@@ -52,7 +54,9 @@ What holds between any two turns (a turn is one call under the pager's lock; `te
 9. While a page is LOST nothing is pinned.
 10. A tier is open only while there are more pages than frames, or were since it opened, and then every page has room
     in it. What a pager holds goes with its last page.
-11. No state is ever only in a write that nobody waits for: every write is waited for, and its failure is a LOST page.
+11. On an accelerator "ended" means ended for whoever goes on: streams wait for events, and the host does not.
+    All that was done with a frame comes before what `Frame.stream` is given next, its transfer under way aside.
+12. No state is ever only in a write that nobody waits for: every write is waited for, and its failure is a LOST page.
 
 Why a write is waited for by the I/O thread and not by the caller: the page just updated is the best one to leave (see
 `replacement`), so its frame is the next to be filled. The read into it is started at once and told to follow the write,
@@ -268,9 +272,9 @@ def _host_and_disk(config: PagingConfig, page_nbytes: int, host: Ledger, streams
 
 
 def ring_pages(config: PagingConfig, page_nbytes: int, host_nbytes: int | None) -> int:
-    """Return the pages of each of the disk's two rings: what a sweep can use, within an eighth of a budget for RAM."""
+    """Return the pages of each of the disk's two rings: what a sweep can use, both within half of a budget for RAM."""
     wanted = min(config.prefetch_depth + 1, MAX_RING_PAGES)
-    return wanted if host_nbytes is None else max(min(wanted, host_nbytes // page_nbytes // 16), 1)
+    return wanted if host_nbytes is None else max(min(wanted, host_nbytes // page_nbytes // 4), 1)
 
 
 def _give_nothing_back() -> None:
@@ -287,7 +291,8 @@ def _say_that_copies_wait(device_type: str) -> None:
 
 
 def _new_device_buffer(device: torch.device, nbytes: int) -> Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    with torch.inference_mode(mode=False):  # an I/O thread copies into it, and is in no such mode
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 def _limit(budget: int | None, automatic: Callable[[], int], floor: int) -> int | Callable[[], int] | None:

@@ -153,7 +153,8 @@ class PinnedMemory:
     def __call__(self, nbytes: int) -> Tensor:
         if not self.is_refused:
             try:
-                return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+                with torch.inference_mode(mode=False):  # an I/O thread copies into it, and is in no such mode
+                    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
             except RuntimeError as error:
                 self.is_refused = True
                 warnings.warn(
