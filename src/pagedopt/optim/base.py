@@ -500,7 +500,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         return paging_stats(self._store)
 
     def step_stats(self) -> PagingStats:
-        """Return what its pagers did during the last `step()`, and the calls of `step_param` between it and the one before.
+        """Return what pagers did during the last `step()`, and the `step_param` calls between it and the one before.
 
         Reads that a step began for the next one are its own.
         """
