@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 from typing import Any
 
@@ -17,9 +18,9 @@ NAMES = [name for name in pagedopt.__all__ if name != "__version__"]
 CALLED = [name for name in NAMES if not name.endswith(("Error", "Stats", "InBackward", "Backend", "CostPlan"))]
 
 
-def documented_arguments(docstring: str) -> set[str]:
-    """Return the names in the section `Args:`."""
-    section = re.search(r"^Args:\n((?:    .*\n|\n)*)", docstring + "\n", flags=re.MULTILINE)
+def documented(docstring: str, section_name: str = "Args") -> set[str]:
+    """Return the names in a section, each on a line of its own."""
+    section = re.search(rf"^{section_name}:\n((?:    .*\n|\n)*)", docstring + "\n", flags=re.MULTILINE)
     return set(re.findall(r"^    (\w+):", section[1], flags=re.MULTILINE)) if section else set()
 
 
@@ -32,12 +33,20 @@ def test_the_reference_has_every_public_name_and_no_other() -> None:
 def test_every_argument_is_documented_and_no_other(name: str) -> None:
     """Tools that read sources (editors, the reference) see docstrings, and not what a program puts together."""
     public: Any = getattr(pagedopt, name)
-    told = documented_arguments(inspect.getdoc(public) or "")
+    told = documented(inspect.getdoc(public) or "")
     taken = set(inspect.signature(public).parameters)
     if not told and isinstance(public, type) and public.__bases__[0].__name__ in CALLED:
         assert f"`{public.__bases__[0].__name__}`" in (public.__doc__ or "")
     elif len(taken) > 1 or told:
         assert told == taken
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: (pagedopt\.\S+)$", REFERENCE, flags=re.MULTILINE))
+def test_every_attribute_of_what_is_returned_is_documented(name: str) -> None:
+    public: Any = pkgutil.resolve_name(name)
+    fields = getattr(public, "__dataclass_fields__", None) or getattr(public, "_fields", None)
+    if fields:
+        assert documented(inspect.getdoc(public) or "", "Attributes") == set(fields)
 
 
 def test_both_signatures_are_told_in_the_same_words() -> None:

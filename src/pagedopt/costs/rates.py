@@ -40,7 +40,9 @@ class Rates:
     """Rates of one machine.
 
     Attributes:
-        bytes_per_second, values_per_second, seconds: by name, as in the file above.
+        bytes_per_second: by name: host, disk_read, disk_write, disk_both, up, down.
+        values_per_second: that an update makes, by format and dtype of the parameters: `"blockwise8/bfloat16"`.
+        seconds: of bookkeeping for each page and for each parameter in a step, by name: page, parameter.
         machine: what they were measured on; nothing of it is used but to show it and to tell machines apart.
     """
 

@@ -46,8 +46,10 @@ class Phase:
         host_nbytes: of pages whose home is RAM (accelerators only).
         ram_nbytes: charged to `max_host_memory`: the frames of a CPU's parameters; for an accelerator's, pinned memory
             for pages whose home is RAM and for those that pass through it to the disk.
-        disk_nbytes: of pages whose home is the disk; `file_nbytes`: of the spill file, which grows in extents.
-        read, written: bytes moved from and to each tier, by `"host"` and `"disk"`.
+        disk_nbytes: of pages whose home is the disk.
+        file_nbytes: of the spill file, which grows in extents.
+        read: bytes moved from each tier, by `"host"` and `"disk"`.
+        written: bytes moved to each tier, by `"host"` and `"disk"`.
     """
 
     frame_nbytes: int
@@ -78,12 +80,21 @@ class Account:
     """All that a rehearsal counts.
 
     Attributes:
-        page_nbytes: of a page; `num_pages` of them, of which `num_frames` can be in frames.
+        page_nbytes: of a page.
+        num_pages: how many there are.
+        num_frames: how many of them can be in frames at once.
+        budget_nbytes: of frames; None: unlimited.
         state_nbytes: of all segments, without what pages leave free.
-        construction, first_step, steady_step, save, load: what is where after each, and what it moved.
+        construction: what is where after the constructor, and what it moved.
+        first_step: the same of the first step, which makes the pages.
+        steady_step: the same of each later step.
+        save: the same of `pagedopt.save`.
+        load: the same of `pagedopt.load` into a new optimizer.
         checkpoint_nbytes: of the data files that `save` writes.
         sweeps: passes over the pages in a step: 2 with tensor-wise 8-bit state, which measures first.
-        memory: what `optimizer.memory_stats()` says after a step, and `paging` what `paging_stats()` says of one.
+        values: how many values are kept in which format.
+        memory: what `optimizer.memory_stats()` says after a step.
+        paging: what `optimizer.step_stats()` says of a steady one.
     """
 
     page_nbytes: int

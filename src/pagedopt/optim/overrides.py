@@ -87,7 +87,8 @@ class GlobalOptimManager:
         """Override `config` for whatever parameter `module` has under `param_name` when an optimizer first steps.
 
         Raises:
-            TypeError, ValueError: an unknown key or a bad value. AttributeError: `module` has no such parameter.
+            TypeError, ValueError: an unknown key or a bad value.
+            AttributeError: `module` has no such parameter.
         """
         if not isinstance(getattr(module, param_name), Tensor):
             raise TypeError(f"{param_name!r} of {type(module).__name__} is not a parameter")
