@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,9 @@ from pagedopt.costs.weights import Weight
 from pagedopt.paging.budget import Ledger
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.frames import FramePool
-from pagedopt.paging.pager import Pager
-from pagedopt.tiers.buffers import new_host_buffer
-from pagedopt.tiers.disk import DiskTier
-from pagedopt.tiers.host import HostTier
+from pagedopt.paging.pager import Pager, accelerator_pager
 from pagedopt.tiers.split import SplitTier
+from pagedopt.tiers.streams import InOrder
 
 CPU = torch.device("cpu")
 SHAPES = [(300, 257), (4096,), (4095,), (70, 64, 3), (3,), (), (0,), (513, 300), (64, 32)]
@@ -130,19 +126,11 @@ class AcceleratorsTiers(Pager):
         self._host = Ledger(planned.max_host_memory or None)
 
     def _new_device_pager(self, device: torch.device) -> DevicePager:
-        config, page_nbytes = self._planned, self._planned.page_nbytes(torch.device("meta"))
-        disk = partial(DiskTier, page_nbytes, config.spill_dir)
-        return DevicePager(
-            page_nbytes=page_nbytes,
-            prefetch_depth=config.prefetch_depth,
-            frames=FramePool(page_nbytes, new_host_buffer, Ledger(config.max_gpu_memory or None)),
-            open_tier=lambda: SplitTier(HostTier(self._host.charge, self._host.refund), disk()),
-            budget_name="max_gpu_memory",
-        )
+        return accelerator_pager(self._planned, device, self._host, InOrder())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("gpu_pages", "host_pages"), [(5, 1), (7, 3), (9, 1000), (0, 1)])
+@pytest.mark.parametrize(("gpu_pages", "host_pages"), [(5, 2), (7, 3), (6, 9), (9, 1000), (0, 1)])
 def test_a_rehearsal_counts_what_an_accelerators_pager_counts(
     kind: str, gpu_pages: int, host_pages: int, tmp_path: Path
 ) -> None:

@@ -16,10 +16,12 @@ from pagedopt.paging.budget import Ledger, automatic_device_nbytes
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
 from pagedopt.paging.frames import FramePool
-from pagedopt.paging.pager import Pager
+from pagedopt.paging.pager import Pager, ring_pages
 from pagedopt.tiers.base import EndedTransfer, Home, Tier, TierUsage, Transfer
 from pagedopt.tiers.disk import extent_nbytes
+from pagedopt.tiers.slabs import Room, Slabs
 from pagedopt.tiers.split import SplitTier
+from pagedopt.tiers.staged import Ring
 
 
 class EmptyPager(Pager):
@@ -42,15 +44,21 @@ class EmptyPager(Pager):
         ledger = self._host if device.type == "cpu" else Ledger(self._device_limit(budget, page_nbytes))
         self.frames = FramePool(page_nbytes, lambda _: buffer, ledger)
         self.disk = EmptyDisk(page_nbytes)
-        on_accelerator = SplitTier(EmptyHost(self._host), self.disk)
-        tier: Tier = self.disk if device.type == "cpu" else on_accelerator
         return DevicePager(
             page_nbytes=page_nbytes,
             prefetch_depth=self.config.prefetch_depth,
             frames=self.frames,
-            open_tier=lambda: tier,
+            open_tier=(lambda: self.disk) if device.type == "cpu" else self._host_and_disk,
             budget_name=name,
         )
+
+    def _host_and_disk(self) -> Tier:
+        """Return RAM and disk under an accelerator, with the rings that `tiers.staged` takes from RAM first."""
+        page_nbytes = self.frames.page_nbytes
+        slabs = Slabs(page_nbytes, self._host.charge, self._host.refund)
+        num_pages = ring_pages(self.config, page_nbytes, self._host.known_limit)
+        self._rings = [Ring(slabs, num_pages, page_nbytes) for _ in range(2)]
+        return SplitTier(EmptyHost(slabs), self.disk)
 
     def _device_limit(self, budget: int | None, page_nbytes: int) -> int | None:
         if budget is None:
@@ -93,11 +101,12 @@ _OVER = EndedTransfer()
 
 
 class EmptyHost(_Empty):
-    """Charges RAM as `tiers.host` does."""
+    """Charges RAM as `tiers.host` does, in slabs that are never allocated."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, slabs: Slabs) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._slabs = slabs
+        self._rooms: dict[int, Room] = {}
 
     @property
     def usage(self) -> TierUsage:
@@ -107,9 +116,14 @@ class EmptyHost(_Empty):
         return "host"
 
     def reserve(self, page: int, nbytes: int) -> None:
-        if not self._ledger.charge(nbytes):
+        room = self._slabs.take()
+        if room is None:
             raise SpillError("max_host_memory has no room for another page")
-        self._reserved[page] = nbytes
+        self._reserved[page], self._rooms[page] = nbytes, room
+
+    def release(self, page: int) -> None:
+        super().release(page)
+        self._slabs.give(self._rooms.pop(page))
 
 
 class EmptyDisk(_Empty):

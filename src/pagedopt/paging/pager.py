@@ -254,12 +254,12 @@ def _host_and_disk(config: PagingConfig, page_nbytes: int, host: Ledger, streams
         config.spill_dir,
         slabs=slabs,
         streams=streams,
-        ring_pages=_ring_pages(config, page_nbytes, host.known_limit),
+        ring_pages=ring_pages(config, page_nbytes, host.known_limit),
     )
     return SplitTier(HostTier(slabs, streams), disk)
 
 
-def _ring_pages(config: PagingConfig, page_nbytes: int, host_nbytes: int | None) -> int:
+def ring_pages(config: PagingConfig, page_nbytes: int, host_nbytes: int | None) -> int:
     """Return the pages of each of the disk's two rings: what a sweep can use, both within half of a budget for RAM."""
     wanted = min(config.prefetch_depth + 1, MAX_RING_PAGES)
     return wanted if host_nbytes is None else max(min(wanted, host_nbytes // page_nbytes // 4), 1)
