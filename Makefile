@@ -18,7 +18,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test test-gpu gpu torture bench check format pins clean
+.PHONY: help demo qlora test torture sanitize bench docs check pictures format pins clean test-gpu gpu
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,18 @@ torture: $(STAMPS)/test $(STAMPS)/package  ## kill 2,000 trainers and damage 60,
 	PAGEDOPT_TORTURE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations 10 tests/torture \
 		tests/checkpoint/test_damage.py $(PYTEST_FLAGS)
 
+# Python is no sanitized program, so their run times come first, and leaks are not looked for: it frees little at its end.
+# C++'s run time is there from the start, too, where the sanitizer must find what it wraps.
+SANITIZE := build/sanitize
+RUN_TIMES = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
+sanitize: $(STAMPS)/build $(STAMPS)/test  ## run the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer (Linux, g++)
+	CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --upgrade --target $(SANITIZE)/site \
+		-C build-dir=$(SANITIZE)/cmake -C cmake.build-type=RelWithDebInfo -C cmake.define.PAGEDOPT_SANITIZE=ON .
+	grep -q __asan_init $(SANITIZE)/site/pagedopt/kernels/_native*
+	OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZE)/site LD_PRELOAD="$(RUN_TIMES)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest --capture=sys tests/kernels --ignore-glob '*triton*' $(PYTEST_FLAGS)
+
 # The Python that has torch for this GPU, which a fresh .venv would not; PYTHONPATH=src if pagedopt is not installed there.
 test-gpu:  ## run the tests that need a GPU, compiled, and only those; skips them all where there is none
 	$(GPU_PYTHON) -m pytest -m gpu -q --durations 5 tests/gpu tests/kernels tests/distributed $(PYTEST_FLAGS)
@@ -47,11 +59,18 @@ gpu:  ## build, test and bench on a machine with a GPU, in ten minutes (tools/gp
 bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and the machine (BENCH="gpu", BENCH="checkpoint", BENCH="cpu --only paged")
 	$(BIN)/python -m bench $(BENCH)
 
-check: $(STAMPS)/check  ## lint, format, types, and who may import whom
+# The variable silences a note of the theme's authors on what comes after mkdocs.
+docs: $(STAMPS)/docs  ## build the site into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: docs $(STAMPS)/check  ## lint, format, types, who may import whom, and the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+
+pictures: $(STAMPS)/demo $(STAMPS)/package  ## draw docs/pictures anew, from a training of seconds and from bench/results
+	$(BIN)/python tools/pictures.py
 
 format: $(STAMPS)/check  ## write the format that `make check` asks for
 	$(BIN)/ruff check --fix .
@@ -63,7 +82,7 @@ pins: | $(BIN)/python  ## take the newest versions of everything but torch into 
 		--custom-compile-command "make pins" --output-file requirements/pins.txt
 
 clean:  ## remove everything that was made here
-	rm -rf .venv build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -72,7 +91,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
 
-USES := $(addprefix $(STAMPS)/,build demo hf test bench check)
+USES := $(addprefix $(STAMPS)/,build demo hf test bench docs check)
 $(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
 	$(PIP) -r requirements/$*.txt
 	touch $@

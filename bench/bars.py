@@ -6,12 +6,15 @@ All are ratios or shares of one run, so they hold from machine to machine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bench.measure import Spread, spread
-from bench.results_file import Results
 
-Measure = Callable[[Results], Spread | None]
+if TYPE_CHECKING:
+    from bench.results_file import Results
+
+Measure: TypeAlias = "Callable[[Results], Spread | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +109,17 @@ BARS = (
 def bars_of(results: Results) -> list[tuple[Bar, Spread | None]]:
     """Return the bars of this kind of run and what it measured."""
     return [(bar, bar.measure(results)) for bar in BARS if bar.kind == results.kind]
+
+
+def bars_to_json(results: Results) -> list[dict[str, Any]]:
+    """Return the bars of this kind of run with what it measured, for a file that draws them without the bench."""
+    return [
+        {
+            "text": bar.text,
+            "bar": bar.bar,
+            "aim": bar.aim,
+            "at_least": bar.at_least,
+            "measured": None if found is None else asdict(found),
+        }
+        for bar, found in bars_of(results)
+    ]

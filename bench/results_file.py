@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.bars import bars_to_json
 from bench.machine import Machine
 from bench.measure import Refusal, Spread, Timing, Verdict, rate_ratio, spread, time_ratio
 from bench.transient import Transient
@@ -103,6 +104,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "load": results.load,
         "machine": {**asdict(results.machine), "isa": list(results.machine.isa)},
         "versions": dict(results.versions),
+        "bars": bars_to_json(results),
         "contests": [_contest_to_json(contest) for contest in results.contests],
         "transients": [_transient_to_json(transient) for transient in results.transients],
         "absent": [asdict(refusal) for refusal in results.absent],

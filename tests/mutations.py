@@ -22,7 +22,7 @@ Files = dict[str, bytes]
 def damaged(files: Files, others: Files, rng: random.Random) -> tuple[Files, str]:
     """Return changed files, and what was done. `others` is another checkpoint of the same optimizer."""
     name = rng.choice(sorted(files))
-    what: Callable[[bytes, random.Random], bytes] | str = rng.choice(_WAYS)
+    what: Callable[[bytes, random.Random], bytes] | str = rng.choice(WAYS)
     changed = dict(files)
     if what == "remove":
         del changed[name]
@@ -88,7 +88,7 @@ def digit(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-_WAYS: tuple[Any, ...] = (
+WAYS: tuple[Any, ...] = (
     flip, flip, flip, cut, extend, overwrite, overwrite, remove_part, insert, exchange, digit, "remove", "swap", "mix"
 )  # fmt: skip
 

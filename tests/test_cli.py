@@ -127,3 +127,31 @@ def test_memory_prints_a_table_json_and_markdown_of_the_same_rows(run) -> None:
     assert "│ 7B │ 52.2 GiB │ 13.2 GiB │ 2 GiB │ 11.2 GiB │" in table.out
     assert "| 7B | 52.2 GiB | 13.2 GiB | 2 GiB | 11.2 GiB |" in markdown.out
     assert json.loads(data.out)["rows"][0]["resident_nbytes"] == 2 << 30
+
+
+def test_plot_draws_results_and_prints_where(run, tmp_path: Path) -> None:
+    machine = {"name": "here", "cpu": "some", "threads": 1, "accelerator": ""}
+    row = {"name": "ours", "time_over_baseline": {"median": 0.5, "low": 0.4, "high": 0.6}}
+    contest = {"title": "a step", "baseline": "theirs", "rows": [row]}
+    results = {"schema": 1, "date": "", "commit": "", "command": "", "machine": machine, "contests": [contest]}
+    (tmp_path / "here.json").write_text(json.dumps(results))
+
+    result = run("plot", str(tmp_path / "here.json"), "--out", str(tmp_path / "drawn"))
+
+    assert result.code == 0
+    drawn = [tmp_path / "drawn" / f"here-ratios.{ending}" for ending in ("png", "svg")]
+    assert result.out.split() == list(map(str, drawn))
+    assert all(path.is_file() for path in drawn)
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_plot_says_in_a_line_what_it_cannot_draw(content: str | None, run, tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    if content is not None:
+        path.write_text(content)
+
+    result = run("plot", str(path))
+
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: ")
+    assert "some.json" in result.err

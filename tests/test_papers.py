@@ -67,7 +67,7 @@ def test_everything_that_is_installed_is_pinned_exactly_and_in_one_place() -> No
     used = {path.name for path in (ROOT / "requirements").glob("*.txt")} - {"pins.txt"}
 
     assert [line for line in lines if not PIN.fullmatch(line)] == []
-    assert used >= {"build.txt", "run.txt", "demo.txt", "test.txt", "check.txt"}
+    assert used >= {"docs.txt", "build.txt", "run.txt", "demo.txt", "test.txt", "check.txt"}
     for requirements in used:
         text = _read(f"requirements/{requirements}")
         assert _names(requirements) <= pinned

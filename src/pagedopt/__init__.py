@@ -29,7 +29,9 @@ from pagedopt.paging.stats import PagingStats
 
 if TYPE_CHECKING:
     from pagedopt.costs.planning import CostPlan, plan
+    from pagedopt.observe.live import live
     from pagedopt.observe.trace import trace
+    from pagedopt.pictures.plot import plot
 
 __version__ = "0.1.0"
 
@@ -37,7 +39,9 @@ logging.getLogger("pagedopt").addHandler(logging.NullHandler())  # quiet, unless
 
 _LATER = {
     "CostPlan": "pagedopt.costs.planning",
+    "live": "pagedopt.observe.live",
     "plan": "pagedopt.costs.planning",
+    "plot": "pagedopt.pictures.plot",
     "trace": "pagedopt.observe.trace",
 }
 """Names that most trainings do not need, and the modules that they are imported from when they are."""
@@ -66,8 +70,10 @@ __all__ = [
     "backends",
     "export_state",
     "fetch_in_backward",
+    "live",
     "load",
     "plan",
+    "plot",
     "save",
     "step_in_backward",
     "trace",

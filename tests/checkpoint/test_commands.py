@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+import mutations
 import pagedopt
 from mutations import MANIFEST
 from oracle import random_params, train, twins
-from pagedopt import AdamW, PagedAdamW
+from pagedopt import AdamW, CheckpointError, PagedAdamW
 from pagedopt.checkpoint.convert import convert
 from pagedopt.checkpoint.inspection import inspect
 from pagedopt.cli import main
+from pagedopt.codecs.codebook import sorted_values
 from pagedopt.formats.bitsandbytes import WRAPPER
-from states import SHAPES, contents, differences, files_in, optimizer_of, params_of
+from states import SHAPES, TINY, contents, differences, files_in, optimizer_of, params_of
 from strategies import STATE_KINDS
 
 
@@ -182,6 +185,104 @@ def test_a_file_of_anyones_becomes_a_checkpoint_that_loads_as_the_file_does(
         pagedopt.load(from_checkpoint, tmp_path / "out")
         from_file.load_state_dict(torch.load(tmp_path / "in.pt", weights_only=True))
     assert differences(contents(from_checkpoint), contents(from_file)) == []
+
+
+def torchao_codes(*, signed: bool) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = pytest.importorskip("torchao.optim.subclass_8bit", reason="its state is read")
+    codes: Any = quantized.OptimState8bit.zeros((64, 80), signed=signed, block_size=256)
+    codes.codes.random_(0, 256)
+    codes.scale.uniform_()
+    return codes
+
+
+def others_state(whose: str) -> dict[str, Any]:
+    """Return the state dict of another library's optimizer of one parameter of 64 x 80 values."""
+    codes = {f"state{moment}": torch.randint(0, 256, (64, 80), dtype=torch.uint8) for moment in "12"}
+    books = {f"qmap{moment}": sorted_values(signed=moment == "1") for moment in "12"}
+    entry: dict[str, Any] = {
+        "torch": {"exp_avg": torch.randn(64, 80), "exp_avg_sq": torch.rand(64, 80)},
+        "blocks of 2048": {**codes, **books, "absmax1": torch.rand(3), "absmax2": torch.rand(3)},
+        "tensor-wise": {**codes, **books, "max1": torch.rand(1), "max2": torch.rand(1)},
+        "flashoptim": {
+            "exp_avg::quantized": torch.randint(-127, 128, (64, 80), dtype=torch.int8),
+            "exp_avg::scales": torch.rand(160).half(),
+            "exp_avg_sq::quantized": torch.randint(0, 256, (64, 80), dtype=torch.uint8),
+            "exp_avg_sq::scales": torch.rand(160).half(),
+        },
+        "torchao": {key: torchao_codes(signed=key == "exp_avg") for key in ("exp_avg", "exp_avg_sq")},
+    }[whose]
+    return {"state": {0: {"step": 3, **entry}}, "param_groups": [{"params": [0], "lr": 1e-3}]}
+
+
+@pytest.mark.parametrize("to", ["pagedopt", "torch", "bitsandbytes"])
+@pytest.mark.parametrize("whose", ["torch", "blocks of 2048", "tensor-wise", "flashoptim", "torchao"])
+def test_state_of_every_library_converts_to_what_loading_it_gives(
+    whose: str, to: str, tmp_path: Path, capsys: Any
+) -> None:
+    theirs = others_state(whose)
+    torch.save(theirs, tmp_path / "in.pt")
+    code, _, err = run(capsys, "convert", tmp_path / "in.pt", tmp_path / "out", "--to", to, "--bits", 32)
+    assert (code, err) == (0, "")
+    params = [torch.nn.Parameter(torch.zeros(64, 80)) for _ in range(2)]
+    direct, converted = (AdamW([param]) for param in params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        direct.load_state_dict(theirs)
+        if to == "pagedopt":
+            pagedopt.load(converted, tmp_path / "out")
+        else:
+            converted.load_state_dict(torch.load(tmp_path / "out", weights_only=True))
+    for key, value in direct.state[params[0]].items():
+        assert torch.equal(value, converted.state[params[1]][key]), key
+
+
+@pytest.mark.parametrize(
+    ("state", "groups", "said"),
+    [
+        ([], [{"params": [0]}], "its 'state' is a list"),
+        ({}, {}, "must be a list of dicts"),
+        ({}, [7], "must be a list of dicts"),
+        ({}, [{}], "the params of a group must be a list of numbers, got None"),
+        ({}, [{"params": [[0]]}], "must be a list of numbers"),
+        ({}, [{"params": [0], "lr": "fast"}], "lr must be a number, got 'fast'"),
+        ({}, [{"params": [0], "betas": 0.9}], "betas must be two numbers"),
+        ({1: {}}, [{"params": [0]}], "the state of 1 belongs to no parameter of its groups"),
+        ({0: 7}, [{"params": [0]}], "the state of parameter 0 cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_a_state_dict_that_is_none_is_refused_with_what_is_wrong(
+    command: str, state: Any, groups: Any, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    torch.save({"state": state, "param_groups": groups}, tmp_path / "in.pt")
+    target = (tmp_path / "out", "--to", "pagedopt") if command == "convert" else ()
+    code, out, err = run(capsys, command, tmp_path / "in.pt", *target)
+    assert (code, out) == (1, "")
+    assert "in.pt: " in err
+    assert said in err
+
+
+def outcome(source: Path, target: Path) -> str:
+    try:
+        convert(source, target, "torch")
+    except CheckpointError as error:
+        return f"refused: {source.name if str(source) in str(error) else error}"
+    return "converted"
+
+
+def test_a_damaged_file_of_torchs_is_refused_or_converted_and_nothing_worse(tmp_path: Path) -> None:
+    """Its archive has no checksum that torch compares, so what is damaged in its tensors cannot be seen."""
+    torch.save(optimizer_of("8-clipped", TINY).state_dict(), tmp_path / "whole.pt")
+    whole, rng = (tmp_path / "whole.pt").read_bytes(), random.Random(0)
+    ways = [way for way in mutations.WAYS if callable(way)]
+    outcomes = set()
+    for _ in range(400):
+        (tmp_path / "in.pt").write_bytes(rng.choice(ways)(whole, rng))
+        outcomes.add(outcome(tmp_path / "in.pt", tmp_path / "out.pt"))
+    assert {"converted", "refused: in.pt"} == outcomes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.pt", "whole.pt"]
 
 
 def test_a_checkpoint_converts_to_other_bits(tmp_path: Path, capsys: Any) -> None:

@@ -52,9 +52,13 @@ def test_torchs_adamw_goes_on_from_our_export(kind: str) -> None:
         assert farthest(params_of(ours), copies) <= ROUNDING
     else:
         assert typical(params_of(ours), copies) <= CODES
-    back = AdamW(copies)
+
+    (again,) = twins(copies, 1)
+    back = AdamW(again)
     back.load_state_dict(theirs.state_dict())
-    train(theirs, copies, range(10, 11))
+    train(theirs, copies, range(10, 15))
+    train(back, again, range(10, 15))
+    assert farthest(copies, again) <= ROUNDING
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -191,7 +191,8 @@ def test_a_terminal_has_colours_unless_they_are_not_wanted(variables: dict[str, 
     import pty
 
     read_end, terminal = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm-256color", **variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm-256color", **variables}
     process = subprocess.Popen(
         [*COMMAND, "doctor", "--no-rates"], env=environment, stdout=terminal, stderr=terminal, stdin=terminal
     )

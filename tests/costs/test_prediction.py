@@ -74,12 +74,14 @@ def test_what_goes_one_way_has_that_ways_rate(account: Account) -> None:
         assert found.terms[DISK] == pytest.approx(seconds, rel=1e-3)
 
 
-def test_copies_to_a_device_wait_for_the_update_and_it_for_them(account: Account) -> None:
-    rates = replace(slow("up", 1e6), values_per_second={"blockwise8/float32": 1e6})
-    found = predicted(account, rates, on_accelerator=True)
+def test_copies_to_a_device_and_from_it_go_at_once_and_the_slower_binds(account: Account) -> None:
+    moved = account.steady_step.moved_nbytes
+    for name, rate in (("up", moved / 8), ("down", moved / 20)):
+        found = predicted(account, slow(name, rate), on_accelerator=True)
 
-    assert found.seconds == pytest.approx(found.terms[COMPUTE] + found.terms[DEVICE], rel=1e-3)
-    assert DEVICE not in predicted(account, rates).terms
+        assert found.binds == DEVICE
+        assert found.terms[DEVICE] == pytest.approx(moved / 2 / rate, rel=0.1)
+    assert DEVICE not in predicted(account, slow("up", 1.0)).terms
 
 
 def test_the_other_stages_cost_a_page_more(account: Account) -> None:

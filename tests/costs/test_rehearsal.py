@@ -47,8 +47,8 @@ def assert_same(account: Account, optimizer: Any, pager: Pager, folder: Path) ->
         give(params, random_grads(params, seed=step))
         optimizer.step()
         if step == 1:
-            assert_phase(account.first_step, device_pager)
-    assert_phase(account.steady_step, device_pager)
+            assert_phase(account.first_step, device_pager, pager._host.charged)
+    assert_phase(account.steady_step, device_pager, pager._host.charged)
     said, memory = optimizer.paging_stats(), optimizer.memory_stats()
     assert (memory.pages, memory.resident_pages) == (account.memory.pages, account.memory.resident_pages)
     assert memory.disk_bytes == account.memory.disk_bytes
@@ -58,13 +58,14 @@ def assert_same(account: Account, optimizer: Any, pager: Pager, folder: Path) ->
 
     optimizer.reset_paging_stats()
     pagedopt.save(optimizer, folder)
-    assert_phase(account.save, device_pager)
+    assert_phase(account.save, device_pager, pager._host.charged)
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) == account.checkpoint_nbytes
 
 
-def assert_phase(phase: Any, pager: DevicePager) -> None:
+def assert_phase(phase: Any, pager: DevicePager, ram_nbytes: int) -> None:
     memory, stats, tier = pager.memory, pager.stats, pager._residency.tier
     disk = tier._tiers[1] if isinstance(tier, SplitTier) else tier
+    assert phase.ram_nbytes == ram_nbytes
     assert phase.frame_nbytes == memory.frame_nbytes
     assert phase.host_nbytes == memory.host_nbytes
     assert phase.disk_nbytes == memory.disk_nbytes
@@ -91,7 +92,7 @@ def test_a_rehearsal_counts_what_training_counts(kind: str, pages: float, depth:
     loaded_pager = Pager.from_config(config)
     loaded = optimizer_class(random_params(SHAPES), pager=loaded_pager, **arguments)
     pagedopt.load(loaded, tmp_path / "checkpoint")
-    assert_phase(account.load, loaded_pager.on(CPU))
+    assert_phase(account.load, loaded_pager.on(CPU), loaded_pager._host.charged)
 
 
 @given(
@@ -130,7 +131,7 @@ class AcceleratorsTiers(Pager):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("gpu_pages", "host_pages"), [(5, 2), (7, 3), (6, 9), (9, 1000), (0, 1)])
+@pytest.mark.parametrize(("gpu_pages", "host_pages"), [(5, 2), (5, 40), (7, 64), (9, 1000), (0, 1)])
 def test_a_rehearsal_counts_what_an_accelerators_pager_counts(
     kind: str, gpu_pages: int, host_pages: int, tmp_path: Path
 ) -> None:
@@ -179,3 +180,19 @@ def test_a_budget_too_small_is_the_error_that_training_would_raise() -> None:
     config = PagingConfig.parse(page_size="64KiB", max_gpu_memory="64KiB")
     with pytest.raises(pagedopt.BudgetError, match=r"max_gpu_memory of 65536 bytes .* at least 327680 bytes"):
         rehearse(weights(SHAPES), pagedopt.PagedAdamW8bit, config, torch.device("cuda"), {})
+
+
+@given(num_pages=st.integers(1, 60), num_frames=st.integers(7, 70), depth=st.integers(0, 3))
+def test_a_steady_step_moves_what_is_not_resident_and_at_most_a_working_set_more(
+    num_pages: int, num_frames: int, depth: int
+) -> None:
+    page_nbytes = 64 << 10
+    config = PagingConfig(page_nbytes, None, num_frames * page_nbytes, None, depth)
+    whole = Weight("w", (num_pages * page_nbytes // 8,))
+
+    account = rehearse([whole], pagedopt.PagedAdamW32bit, config, CPU, {})
+
+    assert account.num_pages == num_pages
+    missing = max(num_pages - num_frames, 0)
+    for moved in (account.steady_step.read["disk"], account.steady_step.written["disk"]):
+        assert missing <= moved // page_nbytes <= (missing + config.working_set if missing else 0)

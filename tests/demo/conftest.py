@@ -9,8 +9,8 @@ import pytest
 
 from pagedopt.demo.outcome import Outcome
 from pagedopt.demo.paging import PagingUse
-from pagedopt.demo.residency import END_OF_STEP, Event
 from pagedopt.demo.training import Run
+from pagedopt.pictures.residency import END_OF_STEP, Event
 
 MIB = 1 << 20
 NUM_STEPS = 20

@@ -9,9 +9,9 @@ import torch
 
 from pagedopt import Pager
 from pagedopt.demo.paging import RECORDED_STEPS, STEADY_STEP, PagingMeter, PagingUse, page_nbytes_for, parse_budget
-from pagedopt.demo.residency import END_OF_STEP
 from pagedopt.paging.device import DevicePager
 from pagedopt.paging.sweep import sweep
+from pagedopt.pictures.residency import END_OF_STEP
 
 PAGE = 64 << 10
 

@@ -13,8 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from pagedopt.demo.outcome import Outcome
-from pagedopt.demo.pictures import _CELLS, DPI, SIZE, draw_losses, draw_residency, running_mean
-from pagedopt.demo.residency import Cell, Residency
+from pagedopt.demo.pictures import draw, draw_losses, running_mean
+from pagedopt.pictures.pages import CELLS, draw_residency
+from pagedopt.pictures.residency import Cell, Residency
+from pagedopt.pictures.style import DPI, SIZE
 
 WIDTH, HEIGHT = (round(inches * DPI) for inches in SIZE)
 
@@ -27,19 +29,19 @@ def _brightness(colour: str) -> float:
 
 
 def test_both_pictures_are_written_in_their_size(tmp_path: Path, outcome: Outcome) -> None:
-    draw_losses(tmp_path / "loss.png", outcome)
-    draw_residency(tmp_path / "residency.png", EVERY_CELL, page_nbytes=1 << 18)
+    written = draw(tmp_path, outcome, EVERY_CELL)
 
+    assert written == [tmp_path / "loss.png", tmp_path / "residency.png"]
     for name in ("loss.png", "residency.png"):
         assert imread(tmp_path / name).shape[:2] == (HEIGHT, WIDTH)
 
 
 def test_the_residency_picture_shows_every_kind_of_cell_in_its_place(tmp_path: Path) -> None:
-    draw_residency(tmp_path / "residency.png", EVERY_CELL, page_nbytes=1 << 18)
+    draw_residency(EVERY_CELL, page_nbytes=1 << 18).savefig(tmp_path / "residency.png")
 
     pixels = imread(tmp_path / "residency.png")[HEIGHT // 3, :, :3]
     seen = [pixel for i, pixel in enumerate(pixels.tolist()) if i == 0 or pixel != pixels[i - 1].tolist()]
-    order = [colour for colour, _ in (*_CELLS.values(), _CELLS[Cell.RESIDENT])]
+    order = [colour for colour, _ in (*CELLS.values(), CELLS[Cell.RESIDENT])]
     positions = [
         next(i for i, pixel in enumerate(seen) if pixel == pytest.approx(to_rgb(c), abs=0.01)) for c in order[1:4]
     ]
@@ -48,7 +50,7 @@ def test_the_residency_picture_shows_every_kind_of_cell_in_its_place(tmp_path: P
 
 
 def test_page_0_is_at_the_bottom(tmp_path: Path) -> None:
-    draw_residency(tmp_path / "residency.png", Residency([[Cell.READ, Cell.AWAY]], [1]), page_nbytes=1 << 18)
+    draw_residency(Residency([[Cell.READ, Cell.AWAY]], [1]), page_nbytes=1 << 18).savefig(tmp_path / "residency.png")
 
     brightness = imread(tmp_path / "residency.png")[:, WIDTH // 2, :3].mean(axis=1)
 
@@ -57,7 +59,7 @@ def test_page_0_is_at_the_bottom(tmp_path: Path) -> None:
 
 
 def test_the_kinds_of_cell_are_told_apart_by_brightness_alone() -> None:
-    brightness = sorted(_brightness(colour) for colour, _ in _CELLS.values())
+    brightness = sorted(_brightness(colour) for colour, _ in CELLS.values())
 
     assert min(b - a for a, b in pairwise(brightness)) > 0.12
 
@@ -65,8 +67,8 @@ def test_the_kinds_of_cell_are_told_apart_by_brightness_alone() -> None:
 def test_two_outcomes_give_two_pictures(
     tmp_path: Path, outcome: Outcome, paged_shifted: Callable[[float], Outcome]
 ) -> None:
-    draw_losses(tmp_path / "one.png", outcome)
-    draw_losses(tmp_path / "other.png", paged_shifted(0.5))
+    draw_losses(outcome).savefig(tmp_path / "one.png")
+    draw_losses(paged_shifted(0.5)).savefig(tmp_path / "other.png")
 
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
 

@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, UserList
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +64,16 @@ def test_a_component_by_path_with_values_as_yaml_gives_them() -> None:
     optimizer = instantiate(TUNE, new_model().parameters())
     assert optimizer.param_groups[0]["lr"] == 2e-5
     assert tuple(optimizer.param_groups[0]["betas"]) == (0.9, 0.95)
+
+
+@pytest.mark.framework(
+    "torchtune", "`optimizer: {_component_: pagedopt.PagedAdamW8bit, lr: 2e-5, max_gpu_memory: 2GiB}`"
+)
+def test_a_list_of_a_configuration_that_is_no_list_is_a_pair() -> None:
+    """OmegaConf's lists are sequences of a type of their own; Hydra hands them on as they are."""
+    optimizer = instantiate({**TUNE, "betas": UserList([0.9, 0.95])}, new_model().parameters())
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    assert type(optimizer.param_groups[0]["betas"]) is tuple
 
 
 @pytest.mark.framework("torchtune", "`optimizer_in_bwd: True`")
@@ -204,6 +214,89 @@ def test_a_container_of_optimizers_saves_flat_and_resumes_to_the_bit() -> None:
         assert torch.equal(left, right)
 
 
+def groups_of(model: nn.Module, kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+    """torchtitan's, since every group names its optimizer: all there is to say is in the groups, names too."""
+    groups = []
+    for pattern, changed in (("bias", {"weight_decay": 0.0}), ("weight", {})):
+        named = [(name, param) for name, param in model.named_parameters() if pattern in name]
+        implementation = {"fused": False, "foreach": False}
+        names, params = [name for name, _ in named], [param for _, param in named]
+        groups.append({"params": params, "param_names": names, **implementation, **kwargs, **changed})
+    return groups
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """torchtitan's way to make state to load into: a step of rate 0 on zeros."""
+    if optimizer.state:
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param)
+    optimizer.step(closure=None)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+
+def flat_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """torchtitan's: `state.NAME.KEY` and `param_groups.NAME.KEY`, by the names in the groups."""
+    make_state(optimizer)
+    saved, flat = optimizer.state_dict(), {}
+    for group in saved["param_groups"]:
+        for name, index in zip(group["param_names"], group["params"], strict=True):
+            flat.update({f"state.{name}.{key}": value for key, value in saved["state"][index].items()})
+            others = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            flat.update({f"param_groups.{name}.{key}": value for key, value in others.items()})
+    return flat
+
+
+def load_flat_state(optimizer: torch.optim.Optimizer, flat: dict[str, Any]) -> None:
+    """torchtitan's: by number again, groups without names, every key that the optimizer has now."""
+    make_state(optimizer)
+    state: dict[int, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        names, first = group["param_names"], len(state)
+        for name, param in zip(names, group["params"], strict=True):
+            state[len(state)] = {key: flat[f"state.{name}.{key}"] for key in optimizer.state[param]}
+        keys = [key for key in group if key not in ("params", "param_names")]
+        kept = {key: flat[f"param_groups.{names[0]}.{key}"] for key in keys}
+        groups.append({"params": list(range(first, len(state))), **kept})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@pytest.mark.framework(
+    "torchtitan",
+    "an `OptimizersContainer` whose `_resolve_optimizer_cls` returns `partial(PagedAdamW8bit, max_gpu_memory=...)`",
+)
+def test_groups_with_all_that_there_is_to_say_save_flat_by_name_and_resume_to_the_bit() -> None:
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = new_model()
+        cls = functools.partial(PagedAdamW8bit, page_size="64KiB")
+        return model, cls(groups_of(model, {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}))
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            optimizer.zero_grad(set_to_none=True)
+            backward(model, seed)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    model, optimizer = start()
+    train(model, optimizer, range(3))
+    resumed, resumed_optimizer = start()
+    resumed.load_state_dict(model.state_dict())
+    load_flat_state(resumed_optimizer, flat_state(optimizer))
+    assert flat_state(resumed_optimizer).keys() == flat_state(optimizer).keys(), "names and keys outlive a load"
+    assert [group["weight_decay"] for group in resumed_optimizer.param_groups] == [0.0, 0.1]
+    for run in ((model, optimizer), (resumed, resumed_optimizer)):
+        train(*run, range(3, 6))
+    for left, right in zip(bits_of(model), bits_of(resumed), strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.mark.framework("torchtitan", '`implementation = "fused"`')
 def test_the_fused_implementation_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="fused=True"):
@@ -322,7 +415,24 @@ def test_the_plugin_gives_the_trainer_a_paged_optimizer(axolotl: None, tmp_path:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = Trainer(model=new_llama(), args=arguments, train_dataset=byte_rows())  # type: ignore[arg-type]
+
+    class AxolotlTrainer(Trainer):
+        """Axolotl's: groups with rates and decays of their own, of the arguments that the plugin gave."""
+
+        def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+            cls, kwargs = self.optimizer_cls_and_kwargs
+            decayed = set(self.get_decay_parameter_names(self.model))
+            kinds: dict[str, list[Any]] = {"decayed": [], "embeddings": [], "others": []}
+            for name, param in self.model.named_parameters():
+                is_embedding = any(part in name for part in ("embed_tokens", "lm_head"))
+                kinds["embeddings" if is_embedding else "decayed" if name in decayed else "others"].append(param)
+            lr, decay = kwargs["lr"], {"decayed": 0.1, "embeddings": 0.0, "others": 0.0}
+            lrs = {"decayed": lr, "embeddings": 0.5 * lr, "others": lr}
+            groups = [{"params": kinds[k], "weight_decay": decay[k], "lr": lrs[k]} for k in kinds]
+            self.optimizer = cls(groups, **kwargs)
+            return self.optimizer
+
+    trainer = AxolotlTrainer(model=new_llama(), args=arguments, train_dataset=byte_rows())  # type: ignore[arg-type]
     plugin.post_trainer_create(cfg, trainer)
     for callback in plugin.add_callbacks_post_trainer(cfg, trainer):
         trainer.add_callback(callback)
@@ -331,6 +441,7 @@ def test_the_plugin_gives_the_trainer_a_paged_optimizer(axolotl: None, tmp_path:
     optimizer = trainer.optimizer.optimizer  # type: ignore[union-attr]
     assert isinstance(optimizer, PagedAdamW)
     assert tuple(optimizer.param_groups[0]["betas"]) == (0.9, 0.95)
-    assert optimizer.param_groups[0]["initial_lr"] == 3e-3
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [3e-3, 1.5e-3, 3e-3]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
     assert_paged(optimizer)
     assert any("paging/read_bytes" in entry for entry in trainer.state.log_history)

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pagedopt import PagedAdamW, PagedAdamW8bit
 from pagedopt.integrations.groups import parameter_groups
-from pagedopt.integrations.transformers import PagingCallback
+from pagedopt.integrations.transformers import LiveCallback, PagingCallback
 
 pytestmark = pytest.mark.framework("transformers", "`Trainer(optimizer_cls_and_kwargs=(PagedAdamW8bit, {...}))`")
 
@@ -177,3 +177,15 @@ def test_one_line_keeps_embeddings_in_32_bits(tmp_path: Path) -> None:
     state = trainer.optimizer.optimizer.state
     assert state[model.get_input_embeddings().weight]["exp_avg"].dtype == torch.float32
     assert state[model.lm_head.weight]["exp_avg"].dtype == torch.int8
+
+
+def test_the_live_line_is_shown_while_trainer_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = new_trainer(
+        tmp_path, optimizer_cls_and_kwargs=(PagedAdamW8bit, {"lr": 1e-3, **PAGED}), callbacks=[LiveCallback()]
+    )
+
+    trainer.train()
+
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pagedopt · budget ")]
+    assert len(said) == 1, "no terminal: once, at the end"
+    assert "0 B a step" not in said[0]

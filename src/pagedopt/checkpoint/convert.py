@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from pagedopt.formats.entry import PIECE, Entry
 from pagedopt.formats.kept import Recoded
 from pagedopt.formats.recognise import recognise, shape_of
 from pagedopt.layout import Span, grid_for
+from pagedopt.optim.adamw import AdamW
+from pagedopt.optim.arguments import HYPERPARAMETERS, check_hyperparameters
 from pagedopt.optim.snapshots import mapped_in
 
 TARGETS = ("torch", "bitsandbytes", "pagedopt")
+
+_DEFAULTS = {name: signature(AdamW).parameters[name].default for name in HYPERPARAMETERS}
 
 _IN_RAM_NBYTES = 1 << 30
 """State dicts up to this size are made in RAM, larger ones in mapped files beside the result."""
@@ -107,8 +112,13 @@ def _checkpoint(path: Path) -> Iterator[Source]:
 
 def _state_dict(path: Path) -> Source:
     loaded = read_state_file(path)
-    groups = loaded["param_groups"]
-    numbers = [number for group in groups for number in group["params"]]
+    if not isinstance(loaded["state"], Mapping):
+        raise CheckpointError(f"{path}: its 'state' is a {type(loaded['state']).__name__}, not a dict by parameter")
+    try:
+        groups = _groups(loaded["param_groups"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its 'param_groups' are none of an AdamW: {error}") from error
+    numbers = {number for group in groups for number in group["params"]}
     entries: Entries = {}
     for number, entry in loaded["state"].items():
         if number not in numbers:
@@ -119,6 +129,19 @@ def _state_dict(path: Path) -> Source:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: the state of parameter {number} cannot be read: {error}") from error
     return Source(groups, entries)
+
+
+def _groups(saved: Any) -> list[dict[str, Any]]:
+    """Return groups checked, with hyperparameters that they lack as `load_state_dict` fills them in."""
+    if not isinstance(saved, Sequence) or not all(isinstance(group, Mapping) for group in saved):
+        raise TypeError(f"they must be a list of dicts, got {saved!r:.80}")
+    groups = [{**_DEFAULTS, **group} for group in saved]
+    for group in groups:
+        params = group.get("params")
+        if not isinstance(params, list) or not all(isinstance(number, int) for number in params):
+            raise TypeError(f"the params of a group must be a list of numbers, got {params!r:.80}")
+        group.update(check_hyperparameters(group))
+    return groups
 
 
 def _allocator(entries: Entries, target: Path) -> Callable[..., Tensor]:

@@ -15,9 +15,10 @@ from pagedopt.cli.doctor import doctor
 from pagedopt.cli.inspect import inspect
 from pagedopt.cli.memory import memory
 from pagedopt.cli.plan import plan
+from pagedopt.cli.plot import plot
 from pagedopt.errors import CheckpointError, PagedOptError
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, doctor, plan, memory, inspect, convert)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, doctor, plan, memory, inspect, convert, plot)
 """In the order of the help; a function's name is its command's."""
 
 EXIT_CODES = (

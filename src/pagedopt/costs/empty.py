@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from pagedopt.errors import SpillError
+from pagedopt.paging.automatic import AllocatorReader, AutomaticBudget, can_be_read
 from pagedopt.paging.budget import Ledger, automatic_device_nbytes
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
@@ -19,9 +19,11 @@ from pagedopt.paging.frames import FramePool
 from pagedopt.paging.pager import Pager, ring_pages
 from pagedopt.tiers.base import EndedTransfer, Home, Tier, TierUsage, Transfer
 from pagedopt.tiers.disk import extent_nbytes
-from pagedopt.tiers.slabs import Room, Slabs
+from pagedopt.tiers.host import HostTier
+from pagedopt.tiers.slabs import Slabs
 from pagedopt.tiers.split import SplitTier
 from pagedopt.tiers.staged import Ring
+from pagedopt.tiers.streams import InOrder
 
 
 class EmptyPager(Pager):
@@ -40,31 +42,42 @@ class EmptyPager(Pager):
     def _new_device_pager(self, device: torch.device) -> DevicePager:
         page_nbytes = self.config.page_nbytes(device)
         name, budget = self.config.frame_budget(device)
-        buffer = torch.empty(page_nbytes, dtype=torch.uint8, device="meta")
-        ledger = self._host if device.type == "cpu" else Ledger(self._device_limit(budget, page_nbytes))
-        self.frames = FramePool(page_nbytes, lambda _: buffer, ledger)
+        nothing = torch.empty(page_nbytes, dtype=torch.uint8, device="meta")
+        ledger = self._host if device.type == "cpu" else self._device_ledger(budget, page_nbytes)
+        self.frames = FramePool(page_nbytes, lambda _: nothing, ledger)
         self.disk = EmptyDisk(page_nbytes)
         return DevicePager(
             page_nbytes=page_nbytes,
             prefetch_depth=self.config.prefetch_depth,
             frames=self.frames,
-            open_tier=(lambda: self.disk) if device.type == "cpu" else self._host_and_disk,
+            open_tier=lambda: self.disk if device.type == "cpu" else self._host_and_disk(page_nbytes),
             budget_name=name,
         )
 
-    def _host_and_disk(self) -> Tier:
-        """Return RAM and disk under an accelerator, with the rings that `tiers.staged` takes from RAM first."""
-        page_nbytes = self.frames.page_nbytes
-        slabs = Slabs(page_nbytes, self._host.charge, self._host.refund)
-        num_pages = ring_pages(self.config, page_nbytes, self._host.known_limit)
-        self._rings = [Ring(slabs, num_pages, page_nbytes) for _ in range(2)]
-        return SplitTier(EmptyHost(slabs), self.disk)
+    @property
+    def ram_nbytes(self) -> int:
+        """Bytes charged to `max_host_memory`."""
+        return self._host.charged
 
-    def _device_limit(self, budget: int | None, page_nbytes: int) -> int | None:
-        if budget is None:
-            _check_is_here(self._planned)
-            return max(automatic_device_nbytes(self._planned), self.config.working_set * page_nbytes)
-        return budget or None
+    def _device_ledger(self, budget: int | None, page_nbytes: int) -> Ledger:
+        if budget is not None:
+            return Ledger(budget or None)
+        _check_is_here(self._planned)
+        floor = self.config.working_set * page_nbytes
+        if can_be_read(self._planned):
+            return AutomaticBudget(AllocatorReader(self._planned), floor).ledger
+        return Ledger(max(automatic_device_nbytes(self._planned), floor))
+
+    def _host_and_disk(self, page_nbytes: int) -> Tier:
+        """Return what `paging.pager` makes, with slabs that have no memory."""
+        slabs = Slabs(page_nbytes, self._host.charge, self._host.refund, allocate=_no_memory)
+        pages = ring_pages(self.config, page_nbytes, self._host.known_limit)
+        self.disk.rings = [Ring(slabs, pages, page_nbytes), Ring(slabs, pages, page_nbytes)]
+        return SplitTier(HostTier(slabs, InOrder()), self.disk)
+
+
+def _no_memory(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, device="meta")
 
 
 def _check_is_here(device: torch.device) -> None:
@@ -75,14 +88,34 @@ def _check_is_here(device: torch.device) -> None:
         )
 
 
-class _Empty:
-    """What the two tiers share: transfers that moved nothing and are over."""
+class EmptyDisk:
+    """A `Tier` that moves nothing and grows as the spill file of `tiers.disk` does.
 
-    def __init__(self) -> None:
-        self._reserved: dict[int, int] = {}
+    Attributes:
+        file_nbytes: of the spill file.
+        rings: what pages of an accelerator would pass through.
+    """
+
+    def __init__(self, page_nbytes: int) -> None:
+        self._page_nbytes = page_nbytes
+        self._pages: set[int] = set()
+        self.file_nbytes = 0
+        self.rings: list[Ring] = []
+
+    @property
+    def usage(self) -> TierUsage:
+        return TierUsage(disk_nbytes=len(self._pages) * self._page_nbytes)
 
     def describe(self) -> str:
         return "nothing is moved"
+
+    def home(self, page: int) -> Home:  # noqa: ARG002
+        return "disk"
+
+    def reserve(self, page: int, nbytes: int) -> None:  # noqa: ARG002
+        self._pages.add(page)
+        if len(self._pages) * self._page_nbytes > self.file_nbytes:
+            self.file_nbytes += extent_nbytes(self.file_nbytes, self._page_nbytes)
 
     def read(self, page: int, into: Tensor, *, after: Sequence[Transfer] = ()) -> Transfer:  # noqa: ARG002
         return _OVER
@@ -91,57 +124,12 @@ class _Empty:
         return _OVER
 
     def release(self, page: int) -> None:
-        del self._reserved[page]
+        self._pages.remove(page)
 
     def close(self) -> None:
-        self._reserved.clear()
+        self._pages.clear()
+        while self.rings:
+            self.rings.pop().close()
 
 
 _OVER = EndedTransfer()
-
-
-class EmptyHost(_Empty):
-    """Charges RAM as `tiers.host` does, in slabs that are never allocated."""
-
-    def __init__(self, slabs: Slabs) -> None:
-        super().__init__()
-        self._slabs = slabs
-        self._rooms: dict[int, Room] = {}
-
-    @property
-    def usage(self) -> TierUsage:
-        return TierUsage(host_nbytes=sum(self._reserved.values()))
-
-    def home(self, page: int) -> Home:  # noqa: ARG002
-        return "host"
-
-    def reserve(self, page: int, nbytes: int) -> None:
-        room = self._slabs.take()
-        if room is None:
-            raise SpillError("max_host_memory has no room for another page")
-        self._reserved[page], self._rooms[page] = nbytes, room
-
-    def release(self, page: int) -> None:
-        super().release(page)
-        self._slabs.give(self._rooms.pop(page))
-
-
-class EmptyDisk(_Empty):
-    """Grows as the spill file of `tiers.disk` does."""
-
-    def __init__(self, page_nbytes: int) -> None:
-        super().__init__()
-        self._page_nbytes = page_nbytes
-        self.file_nbytes = 0
-
-    @property
-    def usage(self) -> TierUsage:
-        return TierUsage(disk_nbytes=len(self._reserved) * self._page_nbytes)
-
-    def home(self, page: int) -> Home:  # noqa: ARG002
-        return "disk"
-
-    def reserve(self, page: int, nbytes: int) -> None:
-        self._reserved[page] = nbytes
-        if len(self._reserved) * self._page_nbytes > self.file_nbytes:
-            self.file_nbytes += extent_nbytes(self.file_nbytes, self._page_nbytes)

@@ -10,10 +10,7 @@ takes as long as its slowest stage, and once more what the other stages take for
 | compute     | values; and for each page, each parameter      | `values_per_second`, `seconds`              |
 | disk        | read and written                               | `disk_both`; one way: that way's            |
 | host memory | read and written, as each passes through RAM   | `host`                                      |
-| device copy | to and from an accelerator                     | `up`, `down`                                |
-
-Copies between RAM and an accelerator are made on the stream that computes (`tiers.host`), so there compute and copies
-are one stage.
+| device copy | to an accelerator and from it, at the same time | the slower of `up` and `down`              |
 """
 
 from __future__ import annotations
@@ -73,7 +70,7 @@ class Prediction:
     Attributes:
         seconds: of the whole step.
         terms: seconds that each would take alone.
-        binds: the term that the others wait for.
+        binds: the term that the others wait for: the largest.
     """
 
     seconds: float
@@ -101,10 +98,13 @@ def predict(account: Account, rates: Rates, traffic: Traffic, *, num_params: int
     if traffic.nbytes:
         terms[HOST] = traffic.nbytes / rates.of_bytes("host")
     if on_accelerator and traffic.nbytes:
-        terms[DEVICE] = (traffic.host_read + traffic.disk_read) / rates.of_bytes("up") + (
-            traffic.host_written + traffic.disk_written
-        ) / rates.of_bytes("down")
-    return Prediction(_overlapped(terms, pages), terms, max(terms, key=lambda name: terms[name]))
+        terms[DEVICE] = max(
+            (traffic.host_read + traffic.disk_read) / rates.of_bytes("up"),
+            (traffic.host_written + traffic.disk_written) / rates.of_bytes("down"),
+        )
+    binds = max(terms, key=lambda name: terms[name])
+    others = sum(terms.values()) - terms[binds]
+    return Prediction(terms[binds] + others / max(pages, 1.0), terms, binds)
 
 
 def _compute(account: Account, rates: Rates, num_params: int, pages: float) -> float:
@@ -121,10 +121,3 @@ def _disk(traffic: Traffic, rates: Rates) -> float:
     if traffic.disk_written > both:
         seconds += (traffic.disk_written - both) / rates.of_bytes("disk_write")
     return seconds
-
-
-def _overlapped(terms: Mapping[str, float], pages: float) -> float:
-    stages = {name: seconds for name, seconds in terms.items() if name != DEVICE}
-    stages[COMPUTE] += terms.get(DEVICE, 0.0)  # both on one stream
-    slowest = max(stages.values())
-    return slowest + (sum(stages.values()) - slowest) / max(pages, 1.0)

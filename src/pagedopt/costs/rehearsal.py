@@ -44,12 +44,15 @@ class Phase:
     Attributes:
         frame_nbytes: of frames allocated, on the parameters' device.
         host_nbytes: of pages whose home is RAM (accelerators only).
+        ram_nbytes: charged to `max_host_memory`: the frames of a CPU's parameters; for an accelerator's, pinned memory
+            for pages whose home is RAM and for those that pass through it to the disk.
         disk_nbytes: of pages whose home is the disk; `file_nbytes`: of the spill file, which grows in extents.
         read, written: bytes moved from and to each tier, by `"host"` and `"disk"`.
     """
 
     frame_nbytes: int
     host_nbytes: int
+    ram_nbytes: int
     disk_nbytes: int
     file_nbytes: int
     read: Mapping[Home, int]
@@ -159,6 +162,7 @@ def _phase(pager: EmptyPager) -> Phase:
     return Phase(
         frame_nbytes=memory.frame_nbytes,
         host_nbytes=memory.host_nbytes,
+        ram_nbytes=pager.ram_nbytes,
         disk_nbytes=memory.disk_nbytes,
         file_nbytes=pager.disk.file_nbytes,
         read=dict(stats.bytes_read),

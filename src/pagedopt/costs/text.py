@@ -66,7 +66,7 @@ def _budget(plan: CostPlan) -> str:
     if plan.least_budget_nbytes < plan.smallest_budget_nbytes:
         smallest += f", with smaller and slower pages {format_bytes(plan.least_budget_nbytes)}"
     return (
-        f"{plan.budget_name} {format_bytes(account.budget_nbytes)}: "
+        f"{plan.budget_name} {format_bytes(account.budget_nbytes)}{' (automatic)' if plan.is_automatic else ''}: "
         f"{account.num_frames} of {_counted(account.num_pages, 'page')} resident; the smallest that works is {smallest}"
     )
 
@@ -77,7 +77,7 @@ def _places(plan: CostPlan) -> Iterator[str]:
     rows = [heads]
     for name, called in PHASES.items():
         phase = getattr(plan.account, name)
-        held = [phase.frame_nbytes, phase.host_nbytes] if on_accelerator else [phase.frame_nbytes]
+        held = [phase.frame_nbytes, phase.ram_nbytes] if on_accelerator else [phase.ram_nbytes]
         moved = [sum(phase.read.values()), sum(phase.written.values())]
         rows.append([called, *map(format_bytes, [*held, phase.file_nbytes, *moved])])
     yield from _aligned(rows)

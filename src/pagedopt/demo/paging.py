@@ -10,9 +10,9 @@ from torch import nn
 
 import pagedopt
 from pagedopt.codecs.base import StateFormat
-from pagedopt.demo.residency import Event, Recording
 from pagedopt.memory import state_nbytes
 from pagedopt.paging.config import DEFAULT_PREFETCH_DEPTH, MIN_PAGE_NBYTES
+from pagedopt.pictures.residency import Event, Recording
 from pagedopt.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import pagedopt
 from pagedopt.demo.model import Transformer, new_transformer, shape_for
 from pagedopt.demo.outcome import Outcome
 from pagedopt.demo.paging import Budget, PagingMeter, PagingUse, open_pager
-from pagedopt.demo.pictures import draw_losses, draw_residency
+from pagedopt.demo.pictures import draw
 from pagedopt.demo.report import print_report
-from pagedopt.demo.residency import residency
 from pagedopt.demo.text import Corpus, read_corpus
 from pagedopt.demo.training import AfterStep, Recipe, Run, train
 from pagedopt.kernels.select import kernel_for
+from pagedopt.pictures.residency import residency
 from pagedopt.units import format_bytes
 
 CONTEXT = 64
@@ -53,10 +53,8 @@ def show(options: Options, console: Console) -> bool:
     outcome = _train_all(recipe, read_corpus(), options, console)
 
     holds = print_report(console, outcome, recipe)
-    draw_losses(options.out / "loss.png", outcome)
-    drawn = residency(outcome.use.events, num_pages=outcome.use.num_pages)
-    draw_residency(options.out / "residency.png", drawn, page_nbytes=outcome.use.page_nbytes)
-    console.print(f"pictures: {options.out / 'loss.png'}, {options.out / 'residency.png'}", soft_wrap=True)
+    drawn = draw(options.out, outcome, residency(outcome.use.events, num_pages=outcome.use.num_pages))
+    console.print(f"pictures: {', '.join(map(str, drawn))}", soft_wrap=True)
     return holds
 
 

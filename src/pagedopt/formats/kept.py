@@ -20,6 +20,9 @@ from pagedopt.layout import Grid, Span
 _MOST_NEGATIVE = -sorted_values(signed=True)[0].item()
 """The size of the most negative value of the codebook of `exp_avg`; its largest is 1."""
 
+_SAMPLED = 16
+"""One of so many values is looked at to tell whether it can pay to look at all."""
+
 Fill = Callable[[int, int, int, Tensor], None]
 """`fill(index, start, stop, into)`: put the elements [start, stop) of array `index` of `FIELDS` into a flat tensor."""
 
@@ -142,16 +145,30 @@ def _as_decoded(values: Tensor, codes: Tensor, absmax: Tensor, blocks: Blocks) -
         differs = decode(trial, blocks.spread(scale), signed=True) != values
         return blocks.absmax(differs.float()) == 0
 
+    inexact = ~is_exact(codes, absmax)
     guess = absmax / _MOST_NEGATIVE
-    for scale in (guess, guess.nextafter(torch.zeros(())), guess.nextafter(torch.tensor(torch.inf))):
-        inexact = ~is_exact(codes, absmax)
-        if not inexact.any():
-            break
+    for scale in (guess, guess.nextafter(torch.zeros_like(guess)), guess.nextafter(torch.full_like(guess, torch.inf))):
+        candidates = inexact & _may_be_exact(values, scale, blocks)
+        if not candidates.any():
+            continue
         trial = encode(values, blocks.spread(scale), signed=True)
-        found = inexact & is_exact(trial, scale)
+        found = candidates & is_exact(trial, scale)
         absmax = torch.where(found, scale, absmax)
         codes = torch.where(blocks.spread(found), trial, codes)
+        inexact &= ~found
     return codes, absmax
+
+
+def _may_be_exact(values: Tensor, scale: Tensor, blocks: Blocks) -> Tensor:
+    """Return for each block whether a few of its values are exact with that scale.
+
+    Blocks that never were codes are told by that, and to look at all their values takes thrice the time of encoding.
+    """
+    some = values[::_SAMPLED]
+    per_value = blocks.spread(scale)[::_SAMPLED]
+    differs = decode(encode(some, per_value, signed=True), per_value, signed=True) != some
+    block = blocks.spread(torch.arange(len(blocks), device="cpu"))[::_SAMPLED]
+    return torch.zeros(len(blocks), device="cpu").scatter_reduce_(0, block, differs.float(), "amax") == 0
 
 
 def _pieces(grid: Grid, span: Span) -> Iterator[Span]:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pagedopt.observe.optimizers import paged_optimizer_of
 from pagedopt.optim.base import PagedOptimizer
+
+__all__ = ["MOVED", "paged_optimizer_of", "paging_report"]
 
 MOVED = ("paging/read_bytes", "paging/written_bytes", "paging/stalled_seconds")
 """The numbers that grow with every step."""
-
-
-def paged_optimizer_of(optimizer: Any) -> PagedOptimizer | None:
-    """Return the optimizer of pagedopt that `optimizer` is or wraps (accelerate and Lightning wrap), if any."""
-    while not isinstance(optimizer, PagedOptimizer):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None or inner is optimizer:
-            return None
-        optimizer = inner
-    return optimizer
 
 
 def paging_report(optimizer: PagedOptimizer) -> dict[str, float]:

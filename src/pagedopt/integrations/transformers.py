@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pagedopt import live
 from pagedopt.integrations.report import MOVED, paged_optimizer_of, paging_report
 
 
@@ -41,3 +42,38 @@ class PagingCallback(TrainerCallback):
         self._before = total
         logs.update(report)
         state.log_history[-1].update(report)
+
+
+class LiveCallback(TrainerCallback):
+    """Shows in one line of the terminal what paging does, as `pagedopt.live` has it, for as long as Trainer trains.
+
+    Trainer's own bar writes to the same line: give it `disable_tqdm=True`.
+    """
+
+    def __init__(self) -> None:
+        self._live: live | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - Trainer calls by these names
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        optimizer: Any = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Begin the line, in the main process, if the optimizer is one of pagedopt's."""
+        paged = paged_optimizer_of(optimizer)
+        if paged is not None and state.is_world_process_zero:
+            self._live = live(paged).__enter__()
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """End the line."""
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+            self._live = None

@@ -42,10 +42,15 @@ class _Work:
 
 
 class ReferenceKernel:
-    """See `kernels.args.Kernel`. Transient memory grows with the largest segment of a page, and with nothing else."""
+    """See `kernels.args.Kernel`. Transient memory grows with the largest segment of a page, and with nothing else.
+
+    It turns gradients off itself, as others are never seen by autograd: that mode belongs to a thread, and a page may be
+    updated on any.
+    """
 
     name = "reference"
 
+    @torch.no_grad()
     def update(self, segments: Tensor, frame: Tensor, operands: Operands) -> None:
         for work in _works(segments, frame, operands):
             if work.state_format is StateFormat.BLOCKWISE8:
@@ -55,6 +60,7 @@ class ReferenceKernel:
             else:
                 _update_float32(work)
 
+    @torch.no_grad()
     def measure(self, segments: Tensor, frame: Tensor, operands: Operands) -> None:
         for work in _works(segments, frame, operands):
             if work.state_format is StateFormat.TENSORWISE8:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -67,9 +67,9 @@ def flag(value: object, name: str) -> bool:
 
 
 def betas_of(value: object, name: str = "betas") -> tuple[float | Tensor, float | Tensor]:
-    """Return the two decay rates given as a pair or as text; 0-dimensional tensors are kept."""
+    """Return the two decay rates given as any sequence of two or as text; 0-dimensional tensors are kept."""
     pair = literal(value)
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise TypeError(f"{name} must be two numbers such as (0.9, 0.999), got {value!r}")
     return _kept(pair[0], f"{name}[0]", below=1.0), _kept(pair[1], f"{name}[1]", below=1.0)
 

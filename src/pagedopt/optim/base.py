@@ -65,6 +65,8 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._format_version = 0
         self._is_closed = False
         self._step_stats = PagingStats()
+        self._stats_since_step = PagingStats()
+        self._is_stepping = False
         self._reported_version = 0
 
     # -- step ---------------------------------------------------------------------------------------------------------
@@ -103,10 +105,13 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._run(
                 [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
             )
+            self._report()
         return loss
 
     def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
         """Update one parameter, by object or by name, with `grad` or, without one, with its own gradient.
+
+        Its `step` counts up by itself; a following `step()` updates the parameter again if it still has a gradient.
 
         Raises:
             KeyError: no parameter of this name or no parameter of this optimizer.
@@ -125,7 +130,10 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
     def fetch_ahead(self) -> None:
-        """Begin to read the pages that the next step needs first, where there are frames for them: a hint."""
+        """Begin to read the pages that the next step needs first, where there are frames for them: a hint.
+
+        Never raises, and changes nothing but time. `fetch_in_backward` calls it when the last gradients come.
+        """
         with self._store.lock:
             if not self._is_closed and not self._store.is_lost:
                 for plan in self._parameters.plans_of(None):
@@ -137,6 +145,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     def _run(self, steps: Sequence[Step]) -> None:
         """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
         before = paging_stats(self._store)
+        self._is_stepping = True
         advanced: list[Step] = []
         try:
             with profiled("step"):
@@ -158,18 +167,20 @@ class PagedOptimizer(torch.optim.Optimizer):
                 )
             )
             raise
-        self._step_stats = paging_stats(self._store) - before
-        self._report(steps)
+        finally:
+            self._is_stepping = False
+        self._stats_since_step += paging_stats(self._store) - before
         self._store.refresh()
         for step in steps:
             step.end()
 
-    def _report(self, steps: Sequence[Step]) -> None:
-        """Log what the step did and, where it changed, how the state is laid out."""
+    def _report(self) -> None:
+        """Keep and log what the step did and, where it changed, log how the state is laid out."""
+        self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
         if self._reported_version != self._store.version:
             self._reported_version = self._store.version
             report_layout(self._store)
-        report_step(self._step_stats, sum(step.pages_updated for step in steps))
+        report_step(self._step_stats)
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
@@ -184,7 +195,12 @@ class PagedOptimizer(torch.optim.Optimizer):
     # -- groups and plans ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; it may also have optim_bits, min_8bit_size, block_wise and percentile_clipping."""
+        """Add a group, as in torch; it may also have optim_bits, min_8bit_size, block_wise and percentile_clipping.
+
+        Raises:
+            TypeError, ValueError: an option that is wrong, named with its value; the group is not added.
+            BudgetError: the budget of the group's device cannot hold the working set.
+        """
         if isinstance(param_group, dict):
             checked = {**check_hyperparameters(param_group), **StateOptions.parse(param_group)}
             bits = self._options.overlaid(checked).optim_bits
@@ -316,7 +332,15 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> StateMap:
-        """State by parameter: dicts of step, exp_avg, exp_avg_sq and, by format, max_exp_avg_sq or the two absmax."""
+        """State by parameter, as dicts that read and write the pages.
+
+        - 32-bit: `step`, `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, float32 of the parameter's shape.
+        - 8-bit: `step`, the codes `exp_avg` (int8) and `exp_avg_sq` (uint8, of the root) of the parameter's shape, and
+          their scales `exp_avg_absmax` and `exp_avg_sq_absmax`, float32 [rows, blocks of a row].
+
+        A tensor read is a copy that is watched: what is written into it is in the pages before the next step. Entries
+        can be assigned, deleted and cleared; assigned ones may be another library's.
+        """
         return self._state_map
 
     @state.setter
@@ -329,7 +353,12 @@ class PagedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return state and groups as torch does: plain dicts of CPU tensors, a snapshot that shares no memory.
 
-        Tensors that together exceed the host budget are mapped files: state on disk is saved without RAM for it.
+        Tensors that together exceed the host budget are mapped files: state on disk is saved without RAM for it. The
+        tensors of an entry are those of `state`; `pagedopt.save` writes the same without a state dict.
+
+        Raises:
+            StateLostError: the state is lost.
+            SpillError: a page could not be read, or there is no room for the mapped files.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -442,11 +471,15 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group."""
+        """The learning rate of the first group; `set_lr` sets that of all."""
         return number(self.param_groups[0]["lr"], "lr")
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every group; a tensor lr keeps its object and takes the value."""
+        """Set the learning rate of every group; a tensor lr keeps its object and takes the value.
+
+        Raises:
+            TypeError, ValueError: `lr` is no finite number of at least 0.
+        """
         value = number(lr, "lr")
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -459,12 +492,24 @@ class PagedOptimizer(torch.optim.Optimizer):
         return memory_stats(self._store, {p.device for group in self.param_groups for p in group["params"]})
 
     def paging_stats(self) -> PagingStats:
-        """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled."""
+        """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled.
+
+        Pagers are shared by optimizers with equal budgets, and so are these counts. A difference of two is what was
+        done between them.
+        """
         return paging_stats(self._store)
 
     def step_stats(self) -> PagingStats:
-        """Return what its pagers did during its last step; reads that the step began for the next one are its own."""
+        """Return what its pagers did during the last `step()`, and the calls of `step_param` between it and the one before.
+
+        Reads that a step began for the next one are its own.
+        """
         return self._step_stats
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way, in whichever thread: then pages that are pinned are being updated."""
+        return self._is_stepping
 
     def reset_paging_stats(self) -> None:
         """Count from zero again."""
@@ -473,6 +518,8 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def flush(self) -> None:
         """Write every changed page to its home and wait until it is there.
+
+        Nothing needs this: pages that others want to read are read from wherever they are.
 
         Raises:
             StateLostError: a page could not be written.

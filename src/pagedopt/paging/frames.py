@@ -46,7 +46,7 @@ class FramePool:
     def __init__(
         self, page_nbytes: int, allocate: Callable[[int], Tensor], ledger: Ledger, *, allocates_zeros: bool = False
     ) -> None:
-        self.page_nbytes = page_nbytes
+        self._page_nbytes = page_nbytes
         self._allocate = allocate
         self._ledger = ledger
         self._allocates_zeros = allocates_zeros
@@ -66,7 +66,7 @@ class FramePool:
 
     def grow(self) -> bool:
         """Charge one more frame; return False if the budget has no room for it."""
-        if not self._ledger.charge(self.page_nbytes):
+        if not self._ledger.charge(self._page_nbytes):
             return False
         self.num_charged += 1
         return True
@@ -78,7 +78,7 @@ class FramePool:
             self._idle.pop()
             self.num_allocated -= 1
         self.num_charged -= 1
-        self._ledger.refund(self.page_nbytes)
+        self._ledger.refund(self._page_nbytes)
 
     def take(self) -> Frame | None:
         """Return a frame with arbitrary bytes and nothing pending, None if all are in use."""
@@ -86,7 +86,7 @@ class FramePool:
             return self._idle.pop()
         if self.num_allocated == self.num_charged:
             return None
-        frame = Frame(self._allocate(self.page_nbytes), is_zero=self._allocates_zeros)
+        frame = Frame(self._allocate(self._page_nbytes), is_zero=self._allocates_zeros)
         self.num_allocated += 1
         return frame
 
