@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, create_autospec
 
@@ -133,11 +132,15 @@ def test_what_an_allocator_can_have_is_what_it_reserved_and_what_is_free() -> No
     assert read() == Reading(capacity=1100, peak=250)
 
 
-def test_a_device_without_streams_moves_pages_while_it_waits_and_it_is_said_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tensors_without_bytes_need_no_streams_and_no_warning() -> None:
+    device_pager = pager_module._device_pager(PagingConfig(), torch.device("meta"), Ledger(None))
+    page, _ = device_pager.open_page()
+    assert device_pager.pin(page).is_meta
+    device_pager.unpin(page, dirty=True)
+
+
+def test_a_device_without_streams_moves_pages_while_it_waits_and_it_is_said_once() -> None:
     mps = torch.device("mps")
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
     pager_module._say_that_copies_wait.cache_clear()
     assert not has_streams(mps)
     config = PagingConfig()

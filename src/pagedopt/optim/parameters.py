@@ -111,7 +111,8 @@ class Parameters:
 
     def plans_of(self, param: Tensor | None) -> list[Plan]:
         """Return the plans, one a device, of one parameter or of all (None) that have state."""
-        self.refresh(self._groups)
+        if self._versions != (GlobalOptimManager.get_instance().version, self._store.version):
+            self.refresh(self._groups)
         key = None if param is None else id(param)
         plans = self._plans.get(key)
         if plans is None:

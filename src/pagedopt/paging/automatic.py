@@ -126,5 +126,5 @@ class AllocatorReader:
 
 def can_be_read(device: torch.device) -> bool:
     """Return whether the allocator of `device` tells what the policy needs to know."""
-    module = torch.get_device_module(device)
+    module = getattr(torch, device.type, None)
     return hasattr(module, "memory_stats_as_nested_dict") and hasattr(module, "mem_get_info")

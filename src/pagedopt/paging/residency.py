@@ -296,10 +296,11 @@ class Residency:
     def touch(self, frame: Frame) -> None:
         """Let what the current stream is given next come after all that was done with the frame."""
         current = self._streams.current()
-        if frame.stream != current:
-            if frame.stream is not None:
-                self._streams.hand_over(frame.buffer, frame.stream)
-            frame.stream = current
+        if frame.stream == current:  # not `!=`: torch answers False to that where one of the two is None
+            return
+        if frame.stream is not None:
+            self._streams.hand_over(frame.buffer, frame.stream)
+        frame.stream = current
 
     def _users(self, frame: Frame) -> tuple[Transfer, ...]:
         """Return what a transfer must follow to have the frame for itself."""

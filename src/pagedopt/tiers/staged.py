@@ -118,6 +118,9 @@ class StagedDiskTier(DiskTier):
         except (SpillError, RuntimeError) as error:
             self._going_down.give(room)
             return EndedTransfer(SpillError(f"could not stage page {page}: {error}"))
+        except BaseException:  # an interrupt must not take a page out of the ring
+            self._going_down.give(room)
+            raise
         stored = self._start(self._slots[page], partial(self._store, page, room, memory[:nbytes], copied), ())
         if isinstance(stored, EndedTransfer):  # no thread could be started, so none gives the page back
             self._going_down.give(room, copied)

@@ -243,4 +243,4 @@ class DeviceStreams:
 
 def has_streams(device: torch.device) -> bool:
     """Return whether copies on `device` can run beside its computation."""
-    return device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
+    return device.type != "cpu" and hasattr(getattr(torch, device.type, None), "Stream")
