@@ -28,8 +28,8 @@ SECONDS_BETWEEN = 0.1
 class live:  # noqa: N801 - a context manager that people call like a function
     """Show in one line of the terminal what the pages of `optimizer` do, after each step.
 
-    with pagedopt.live(optimizer):
-        train()
+        with pagedopt.live(optimizer):
+            train()
 
     The line has the budget, the pages that are resident, the bytes moved a step, the time a step waited for them and
     its share of all time, and what was written to the SSD since the line began. What else is printed to stdout

@@ -35,8 +35,8 @@ _LOG = logging.getLogger("pagedopt")
 class trace:  # noqa: N801 - a context manager that people call like a function
     """Write a trace of what the pages of `optimizer` do, for https://ui.perfetto.dev or chrome://tracing.
 
-    with pagedopt.trace(optimizer, "trace.json", steps=10):
-        train()
+        with pagedopt.trace(optimizer, "trace.json", steps=10):
+            train()
 
     The file has each step, each update of a page and each wait on the threads that step, each read and write on the
     I/O thread that did it, faults, prefetches and evictions, and counters of the bytes in frames, in RAM and on disk.
