@@ -34,7 +34,8 @@ class Gain:
 
     Attributes:
         budget: the argument to raise.
-        moved_nbytes: bytes less that a step moves, both ways; `disk_nbytes`: those of them that the disk moves.
+        moved_nbytes: bytes less that a step moves, both ways.
+        disk_nbytes: those of them that the disk moves.
         seconds: less that a step takes; None where no seconds are known.
     """
 
@@ -51,14 +52,17 @@ class CostPlan:
     Attributes:
         optimizer: the class.
         device: where the parameters are.
-        num_params, num_values, params_nbytes: tensors that train, values in them, and their bytes.
+        num_params: tensors that train.
+        num_values: values in them.
+        params_nbytes: their bytes.
         budget_name: the argument that bounds the frames: `max_gpu_memory`, on a CPU `max_host_memory`.
         is_automatic: whether that budget is what is free on this machine now, less a reserve.
-        smallest_budget_nbytes: the least it can be with pages of this size; `least_budget_nbytes`: with the smallest
-            pages that it can have.
+        smallest_budget_nbytes: the least it can be with pages of this size.
+        least_budget_nbytes: the least it can be with the smallest pages that it can have.
         account: bytes in each place, and moved, in each part of a run.
         written_per_thousand_steps: bytes that the disk is written in 1000 steps.
-        prediction: seconds of a step; None where the machine's rates are not known, for the reason `unpredicted`.
+        prediction: seconds of a step; None where the machine's rates are not known.
+        unpredicted: why there is no prediction; empty where there is one.
         gains: what one more GiB of each budget would buy.
         rates: those that the seconds follow from.
     """
@@ -140,7 +144,8 @@ def plan(
         say: is told what is being measured.
 
     Raises:
-        SizesError: the sizes cannot be read. RatesError: rates are missing or damaged.
+        SizesError: the sizes cannot be read.
+        RatesError: rates are missing or damaged.
         BudgetError: a budget is smaller than the working set, with the smallest that works.
         SpillError: the spill folder cannot be measured.
         TypeError, ValueError: any other argument that is wrong.

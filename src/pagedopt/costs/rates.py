@@ -40,7 +40,10 @@ class Rates:
     """Rates of one machine.
 
     Attributes:
-        bytes_per_second, values_per_second, seconds: by name, as in the file above.
+        bytes_per_second: by name: `host`, a copy in RAM; `disk_read`, `disk_write`, and `disk_both`, which counts both
+            ways at once; `up` and `down`, copies to and from an accelerator.
+        values_per_second: by format of the state and dtype of the parameters, such as `"blockwise8/bfloat16"`.
+        seconds: of bookkeeping in a step, for each `page` and each `parameter`.
         machine: what they were measured on; nothing of it is used but to show it and to tell machines apart.
     """
 
