@@ -7,6 +7,7 @@
 | ```python                         | run; a line with `# warns` warns, and no other does                             |
 | ```python title="needs ..."       | compiled only: it needs a package or a device that not every machine has        |
 | ```python title="optim/step.py"   | compiled, and found in that file of the package                                 |
+| ```diff                           | run, if the first line that it adds is `import pagedopt`: what it adds           |
 | ```json title="rates.json"        | written to the file of that name                                                |
 | ```console                        | each `$ pagedopt ...` is run and ends well; what is below it is what it prints   |
 | ```console title="..."            | not run: what it prints is of the machine that the title names                  |
@@ -23,7 +24,7 @@ import re
 import shlex
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def session(markdown: str, page: str, names: dict[str, Any]) -> str:
         block = _block(markdown, match, page)
         if block.language == "json" and block.title:
             Path(block.title).write_text(block.text, encoding="utf-8")
+        elif block.language == "diff":
+            _run_added(block, names)
         elif block.language == "python":
             _run_python(block, names)
         elif block.language == "console" and not block.title:
@@ -120,6 +123,12 @@ def _run_python(block: Block, names: dict[str, Any]) -> None:
         exec(code, names)  # noqa: S102 - a page of ours
     if len(said) != block.text.count("# warns"):
         raise PageError(f"{block.where}: `# warns` stands {block.text.count('# warns')} times, warned was {said}")
+
+
+def _run_added(block: Block, names: dict[str, Any]) -> None:
+    added = [line[1:] for line in block.text.splitlines() if line.startswith("+")]
+    if added[0] == "import pagedopt":
+        _run_python(replace(block, text="\n".join(added)), names)
 
 
 def _check_excerpt(block: Block) -> None:

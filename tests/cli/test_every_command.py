@@ -27,10 +27,11 @@ RUNS: dict[str, list[str]] = {
     "memory": ["7B"],
     "inspect": ["{checkpoint}"],
     "convert": ["{checkpoint}", "{out}", "--to", "torch"],
+    "plot": ["{results}"],
 }
 """Arguments with which a command does little, by command."""
 
-NO_DATA = {"demo", "convert"}
+NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
 
 WRONG = [
@@ -59,7 +60,16 @@ def places(tmp_path: Path) -> dict[str, str]:
     give(params, random_grads(params, seed=0))
     optimizer.step()
     save(optimizer, tmp_path / "checkpoint")
-    return {"checkpoint": str(tmp_path / "checkpoint"), "out": str(tmp_path / "out.pt")}
+    row = {"name": "ours", "time_over_baseline": {"median": 0.5, "low": 0.4, "high": 0.6}}
+    results = {
+        "schema": 1,
+        **dict.fromkeys(("date", "commit", "command"), ""),
+        "machine": {"name": "here", "cpu": "some", "threads": 1, "accelerator": ""},
+        "contests": [{"title": "a step", "baseline": "theirs", "rows": [row]}],
+    }
+    (tmp_path / "here.json").write_text(json.dumps(results))
+    names = {"checkpoint": "checkpoint", "out": "out.pt", "results": "here.json"}
+    return {place: str(tmp_path / name) for place, name in names.items()}
 
 
 @pytest.fixture

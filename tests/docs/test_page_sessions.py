@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+import pagedopt
 from pagedopt.cli.command_line import app
 from tools.page_session import PAGES, ROOT, Block, PageError, blocks, session
 
@@ -64,3 +65,7 @@ def test_a_page_that_is_wrong_is_noticed(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(PageError, match="exits with 1"):
         run("```console\n$ pagedopt inspect none")
     assert "wrong" not in run("```console\n$ pagedopt memory 7B --markdown\nwrong")
+
+
+def test_the_readme_makes_the_optimizer_that_it_shows(run_page: Callable[[str], dict[str, Any]]) -> None:
+    assert type(run_page("README.md")["optimizer"]) is pagedopt.PagedAdamW8bit

@@ -1,4 +1,4 @@
-"""What the program of docs/watching.md leaves is what the page says it leaves."""
+"""What the program of docs/watching.md leaves is what the page says it leaves, and its pictures and names are there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
-
 import pagedopt
 from tools.page_session import ROOT
 
@@ -17,21 +15,15 @@ DOCS = ROOT / "docs"
 PAGE = (DOCS / "watching.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def names(run_page: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    return run_page("docs/watching.md")
+def test_the_program_of_the_page_does_what_it_says(run_page: Callable[[str], dict[str, Any]]) -> None:
+    names = run_page("docs/watching.md")
 
-
-def test_the_program_of_the_page_does_what_it_says(names: dict[str, Any]) -> None:
     pages = names["memory"].pages
     assert names["step"].hits + names["step"].faults == pages
     assert names["total"].hits + names["total"].faults == names["since"].hits + names["since"].faults == 3 * pages
     assert {f"pagedopt::{name}" for name in ("step", "update", "read", "write")} <= names["names"]
     assert names["names"] <= {f"pagedopt::{name}" for name in ("step", "update", "wait", "read", "write")}
     assert Path("trace.json").read_text().count('"name":"step"') == 10
-
-
-def test_the_command_of_the_page_draws(names: dict[str, Any]) -> None:
     assert len(list(Path("pictures").iterdir())) == 6
 
 

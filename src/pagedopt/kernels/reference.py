@@ -44,8 +44,7 @@ class _Work:
 class ReferenceKernel:
     """See `kernels.args.Kernel`. Transient memory grows with the largest segment of a page, and with nothing else.
 
-    It turns gradients off itself, as others are never seen by autograd: that mode belongs to a thread, and a page may be
-    updated on any.
+    It turns gradients off itself: that mode belongs to a thread, and a page may be updated on any.
     """
 
     name = "reference"

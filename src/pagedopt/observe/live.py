@@ -31,9 +31,10 @@ class live:  # noqa: N801 - a context manager that people call like a function
     with pagedopt.live(optimizer):
         train()
 
-    The line has the budget, the pages that are resident, the bytes moved a step, the time a step waited for them (and its
-    share of all time), and what was written to the SSD since the line began. What else is printed to stdout meanwhile goes above it. Where
-    `file` is no terminal nothing is shown while it runs, and the line is printed once at the end.
+    The line has the budget, the pages that are resident, the bytes moved a step, the time a step waited for them and
+    its share of all time, and what was written to the SSD since the line began. What else is printed to stdout
+    meanwhile goes above it. Where `file` is no terminal nothing is shown while it runs, and the line is printed once
+    at the end.
 
     Args:
         optimizer: one of pagedopt's, or what wraps one, or several of them.
