@@ -128,6 +128,9 @@ class SimulatedAccelerator(TorchDispatchMode):
             self.num_down += 1
             return self._copy(self.down, into, source, after)
 
+    def take_times(self, is_wanted: bool) -> None:
+        return
+
     def finish_copies(self) -> None:
         self.num_finishes += 1
         for stream in (self.up, self.down):

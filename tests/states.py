@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oracle import random_params, train
 from pagedopt import PagedAdamW
+from pagedopt.tiers.buffers import bytes_of
 from strategies import STATE_KINDS
 
 SHAPES = [(300, 257), (5,), (), (0,), (64, 64), (33, 3), (70_001,), (4, 300)]
@@ -66,7 +67,7 @@ def _as_text(groups: list[dict[str, Any]]) -> list[str]:
 
 
 def bytes_in(tensor: Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
+    return bytes(bytes_of(tensor.contiguous()))
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

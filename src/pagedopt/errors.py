@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class PagedOptError(Exception):
-    """Base of every error that is pagedopt's own."""
+    """Base of every error that is pagedopt's own; each is also the builtin error that people catch."""
 
 
 class BudgetError(PagedOptError, ValueError):
-    """A budget cannot hold the working set; the message says the smallest that can."""
+    """A budget cannot hold the working set, `1 + 2 * prefetch_depth` pages; the message says the smallest that can."""
 
 
 class SpillError(PagedOptError, OSError):
-    """The disk tier could not read, write or reserve a page."""
+    """A page could not be read, written, or given room in RAM or in the spill file; the message says what to do."""
 
 
 class CorruptPageError(SpillError):
@@ -24,4 +24,4 @@ class StateLostError(PagedOptError, RuntimeError):
 
 
 class CheckpointError(PagedOptError, ValueError):
-    """A state dict or checkpoint cannot be taken in; nothing was changed."""
+    """A state dict or checkpoint cannot be taken in or written; nothing was changed."""

@@ -54,7 +54,7 @@ def format_bytes(nbytes: float) -> str:
         if abs(size) < 1024 or unit == "TiB":
             break
         size /= 1024
-    return f"{size:.4g} {unit}" if size >= 1000 else f"{size:.3g} {unit}"
+    return f"{_three_digits(size)} {unit}"
 
 
 def parse_count(text: str, *, name: str = "count") -> int:
@@ -74,5 +74,10 @@ def format_count(count: int) -> str:
     """Return `count` with the largest of K, M, B, T that keeps it at least 0.5, to three digits: `"0.5B"`."""
     for letter in ("t", "b", "m", "k"):
         if count >= _COUNT_SCALE[letter] / 2:
-            return f"{count / _COUNT_SCALE[letter]:.3g}{letter.upper()}"
+            return f"{_three_digits(count / _COUNT_SCALE[letter])}{letter.upper()}"
     return str(count)
+
+
+def _three_digits(number: float) -> str:
+    """Return `number` to three digits, but whole if it has more: never with an exponent."""
+    return f"{number:.0f}" if abs(number) >= 999.5 else f"{number:.3g}"

@@ -30,7 +30,8 @@ def test_a_quick_run_walks_through_every_case(tmp_path: Path, capsys: pytest.Cap
 def outcome(tmp_path: Path, *, seconds: float, moved: int = 0) -> Outcome:
     found = run(CASES[0], tmp_path, torch.device("cpu"), quick=True)
     assert found.moves_as_planned
-    return replace(found, seconds=seconds * found.predicted_seconds, moved_nbytes=found.moved_nbytes + moved)
+    rounds = ((1.0, 1.0 * seconds), (1.0, 9.0), (1.0, 0.1))  # what the noise of one round hurts is not the median
+    return replace(found, rounds=rounds, moved_nbytes=found.moved_nbytes + moved)
 
 
 def test_a_page_too_many_and_a_quarter_too_long_are_wrong(tmp_path: Path) -> None:

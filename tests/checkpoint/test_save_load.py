@@ -119,6 +119,17 @@ def test_checkpoints_move_between_devices(kind: str, tmp_path: Path) -> None:
     assert differences(contents(again), contents(on_cpu)) == []
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["8", "32-amsgrad"])
+def test_a_state_dict_mapped_to_the_gpu_goes_into_pages_in_ram(kind: str, tmp_path: Path) -> None:
+    optimizer = optimizer_of(kind)
+    torch.save(optimizer.state_dict(), tmp_path / "file")
+    device = torch.accelerator.current_accelerator()
+    loaded = like(optimizer, kind)
+    loaded.load_state_dict(torch.load(tmp_path / "file", map_location=device, weights_only=True))
+    assert differences(contents(loaded), contents(optimizer)) == []
+
+
 # Order, names and groups.
 
 

@@ -27,10 +27,11 @@ RUNS: dict[str, list[str]] = {
     "memory": ["7B"],
     "inspect": ["{checkpoint}"],
     "convert": ["{checkpoint}", "{out}", "--to", "torch"],
+    "plot": ["{results}"],
 }
 """Arguments with which a command does little, by command."""
 
-NO_DATA = {"demo", "convert"}
+NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
 
 WRONG = [
@@ -59,7 +60,16 @@ def places(tmp_path: Path) -> dict[str, str]:
     give(params, random_grads(params, seed=0))
     optimizer.step()
     save(optimizer, tmp_path / "checkpoint")
-    return {"checkpoint": str(tmp_path / "checkpoint"), "out": str(tmp_path / "out.pt")}
+    row = {"name": "ours", "time_over_baseline": {"median": 0.5, "low": 0.4, "high": 0.6}}
+    results = {
+        "schema": 1,
+        **dict.fromkeys(("date", "commit", "command"), ""),
+        "machine": {"name": "here", "cpu": "some", "threads": 1, "accelerator": ""},
+        "contests": [{"title": "a step", "baseline": "theirs", "rows": [row]}],
+    }
+    (tmp_path / "here.json").write_text(json.dumps(results))
+    names = {"checkpoint": "checkpoint", "out": "out.pt", "results": "here.json"}
+    return {place: str(tmp_path / name) for place, name in names.items()}
 
 
 @pytest.fixture
@@ -191,7 +201,8 @@ def test_a_terminal_has_colours_unless_they_are_not_wanted(variables: dict[str, 
     import pty
 
     read_end, terminal = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm-256color", **variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm-256color", **variables}
     process = subprocess.Popen(
         [*COMMAND, "doctor", "--no-rates"], env=environment, stdout=terminal, stderr=terminal, stdin=terminal
     )

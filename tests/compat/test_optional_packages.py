@@ -47,20 +47,23 @@ print(json.dumps({"needs": needs, "steps": int(optimizer.state[param]["step"])})
 """
 
 
+MAY_NEED = {
+    "pagedopt.demo": ("matplotlib",),
+    "pagedopt.pictures": ("matplotlib",),
+    "pagedopt.integrations": ("axolotl", "transformers"),
+    "pagedopt.kernels": ("triton",),
+}
+"""What modules are for a package of an extra, or for one that torch brings along."""
+
+
 def test_the_core_needs_no_package_of_an_extra(tmp_path: Path) -> None:
-    """It imports, pages, saves and loads where none is installed; only these modules are for one."""
+    """It imports, pages, saves and loads where none is installed."""
     report = report_of(_WITHOUT, tmp_path / "checkpoint")
     assert report["steps"] == 2
-    assert report["needs"] == {
-        "pagedopt.demo.pictures": "matplotlib",
-        "pagedopt.demo.show": "matplotlib",
-        "pagedopt.integrations.axolotl": "axolotl",
-        "pagedopt.integrations.transformers": "transformers",
-        "pagedopt.kernels.triton_adamw": "triton",
-        "pagedopt.kernels.triton_codec": "triton",
-        "pagedopt.kernels.triton_norm": "triton",
-        "pagedopt.kernels.triton_page": "triton",
-    }
+    for module, package in report["needs"].items():
+        room = ".".join(module.split(".")[:2])
+        assert package in MAY_NEED.get(room, ()), f"{module} needs {package}"
+    assert set(report["needs"].values()) == {package for packages in MAY_NEED.values() for package in packages}
 
 
 _UNCHANGED = """

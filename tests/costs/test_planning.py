@@ -148,6 +148,16 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], error: type[Except
         plan(**arguments)
 
 
+def test_an_automatic_budget_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagedopt.paging.pager.automatic_host_nbytes", lambda: 1 << 29)
+    found = plan(max_host_memory=None)
+
+    assert found.is_automatic
+    assert found.account.budget_nbytes == 1 << 29
+    assert "max_host_memory 512 MiB (automatic): 128 of 485 pages resident" in str(found)
+    assert not plan().is_automatic
+
+
 def test_the_resident_classes_can_be_planned_too() -> None:
     found = pagedopt.plan("1B", optimizer=pagedopt.AdamW, dtype="float32", device="cpu", rates=RATES)
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import pagedopt
 from oracle import give, random_grads, random_params
+from pagedopt.costs import empty
 from pagedopt.costs.rehearsal import STEADY_STEP, Account, rehearse
 from pagedopt.costs.weights import Weight
+from pagedopt.paging.automatic import Reading
 from pagedopt.paging.budget import Ledger
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
@@ -196,3 +198,18 @@ def test_a_steady_step_moves_what_is_not_resident_and_at_most_a_working_set_more
     missing = max(num_pages - num_frames, 0)
     for moved in (account.steady_step.read["disk"], account.steady_step.written["disk"]):
         assert missing <= moved // page_nbytes <= (missing + config.working_set if missing else 0)
+
+
+def test_an_automatic_budget_of_an_accelerator_is_what_its_allocator_would_leave_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """8 GiB, of which 1 GiB was in use at the worst and 512 MiB are kept free."""
+    monkeypatch.setattr(empty, "_check_is_here", lambda device: None)
+    monkeypatch.setattr(empty, "can_be_read", lambda device: True)
+    monkeypatch.setattr(empty, "AllocatorReader", lambda device: lambda: Reading(8 << 30, 1 << 30))
+    config = PagingConfig.parse(max_host_memory=0)
+
+    account = rehearse(weights([(1 << 33,)]), pagedopt.PagedAdamW8bit, config, torch.device("cuda"), {})
+
+    assert account.budget_nbytes == 13 << 29
+    assert account.steady_step.frame_nbytes == account.budget_nbytes // account.page_nbytes * account.page_nbytes

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lightning", reason="needs lightning: pip install 'pagedopt[hf]'")
+pytest.importorskip("lightning", reason="needs lightning: pip install lightning")
 
 import lightning
 import torch

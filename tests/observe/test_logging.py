@@ -45,7 +45,7 @@ def test_each_step_is_logged_at_debug_with_what_it_moved(tmp_path: Path, caplog:
 
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     stats = optimizer.step_stats()
-    assert f"{optimizer.memory_stats().pages} pages, {stats.faults} faults" in line
+    assert f"{optimizer.memory_stats().pages} pages used, {stats.faults} faults" in line
     assert "wrote 0 B to RAM and " in line
     assert "0 B to disk" not in line
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from watched import PAGE_NBYTES, small_optimizer
 
-from pagedopt import PagingStats
+from pagedopt import PagingStats, step_in_backward
 
 
 def test_the_statistics_of_all_steps_add_up_to_those_since_the_start(tmp_path: Path) -> None:
@@ -49,3 +49,14 @@ def test_a_reset_does_not_change_what_the_last_step_did(tmp_path: Path) -> None:
 
 def test_an_optimizer_that_never_stepped_did_nothing(tmp_path: Path) -> None:
     assert small_optimizer(tmp_path).step_stats() == PagingStats()
+
+
+def test_a_step_that_was_made_in_backward_counts_what_backward_did(tmp_path: Path) -> None:
+    optimizer = small_optimizer(tmp_path)
+    (param,) = optimizer.param_groups[0]["params"]
+    with step_in_backward(optimizer):
+        for _ in range(2):
+            param.sum().backward()
+            optimizer.step()
+
+    assert optimizer.step_stats().hits + optimizer.step_stats().faults == optimizer.memory_stats().pages

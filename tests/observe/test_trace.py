@@ -110,6 +110,8 @@ def test_the_trace_counts_what_the_statistics_count(tmp_path: Path) -> None:
     assert sum(step["waits"] for step in steps) == stats.stalls == len(_named(events, "X", "wait"))
     assert sum(step["wait_us"] for step in steps) == pytest.approx(stats.stalled_seconds * 1e6, abs=1)
     assert len(_named(events, "i", "evict")) == stats.evictions
+    last = _named(events, "C", "cpu: bytes moved")[-1]["args"]
+    assert last == {"read": stats.bytes_read["disk"], "written": stats.bytes_written["disk"]}
     moved = Counter(event["name"] for event in events if event["name"].endswith("still under way"))
     assert len(_named(events, "X", "read")) + moved["read still under way"] == stats.bytes_read["disk"] // PAGE_NBYTES
     written = stats.bytes_written["disk"] // PAGE_NBYTES
@@ -298,3 +300,77 @@ def test_a_transfer_that_nobody_timed_is_an_instant_and_no_slice() -> None:
 
     assert _named(events, "i", "read ended, time not taken")
     assert not _named(events, "X", "read")
+
+
+def test_a_transfer_says_how_long_it_was_queued() -> None:
+    timeline = Timeline(1, 0.0)
+    events = list(timeline.add_device("cpu", 8, "main"))
+    events += timeline.take(Told(1.0, "main", "cpu", PageEvent("read", 3, "disk", None)))
+    events += timeline.take(Told(3.0, "main", "cpu", PageEvent("filled", 3, "disk", Span("io", 1.25, 2.0))))
+
+    assert _named(events, "X", "read")[0]["args"]["queued_us"] == 0.25e6
+
+
+class _Copy:
+    """A transfer of a stream that has not come to its end."""
+
+    is_done = False
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def wait(self) -> None:
+        return
+
+    def span(self) -> Span:
+        assert self.is_done, "a stream knows when a copy ran once it has run"
+        return Span("copies up", 1.0, 2.0)
+
+
+def test_a_copy_that_still_runs_when_the_step_ends_is_written_once_it_ended(tmp_path: Path) -> None:
+    optimizer, copy = small_optimizer(tmp_path), _Copy()
+    with pagedopt.trace(optimizer, tmp_path / "trace.json") as traced:
+        optimizer.step()
+        traced._note("cpu", PageEvent("read", 999, "host", None))
+        traced._note("cpu", PageEvent("filled", 999, "host", None, copy))
+        optimizer.step()
+        half = (tmp_path / "trace.json").read_text()
+        copy.is_done = True
+
+    assert "copies up" not in half
+    assert half.count('"name":"step"') == 1, "what comes after it waits too, so that all stays in order"
+    events = _events(tmp_path / "trace.json")
+    assert len(_named(events, "X", "step")) == 2
+    assert {"name": "cpu copies up"} in [event["args"] for event in _named(events, "M", "thread_name")]
+
+
+@pytest.mark.gpu
+def test_copies_of_a_gpu_are_slices_of_their_streams_within_the_trace(tmp_path: Path) -> None:
+    param = torch.nn.Parameter(torch.zeros(48 * 32_000, device="cuda"))
+    param.grad = torch.ones_like(param)
+    optimizer = pagedopt.PagedAdamW8bit(
+        [param], page_size=PAGE_NBYTES, max_gpu_memory=6 * PAGE_NBYTES, spill_dir=tmp_path
+    )
+    with pagedopt.trace(optimizer, tmp_path / "trace.json"):
+        for _ in range(4):
+            optimizer.step()
+
+    events = _events(tmp_path / "trace.json")
+    tracks = {event["tid"]: event["args"]["name"] for event in _named(events, "M", "thread_name")}
+    ends = _named(events, "i", "end of trace")[0]["ts"]
+    for name, track in (("read", "cuda:0 copies up"), ("write", "cuda:0 copies down")):
+        copies = _named(events, "X", name)
+        assert {tracks[copy["tid"]] for copy in copies} == {track}
+        assert all(copy["dur"] > 0 and copy["ts"] + copy["dur"] <= ends + 100 for copy in copies)
+
+
+def test_updates_made_in_backward_are_updates(tmp_path: Path) -> None:
+    optimizer = small_optimizer(tmp_path)
+    (param,) = optimizer.param_groups[0]["params"]
+    with pagedopt.step_in_backward(optimizer), pagedopt.trace(optimizer, tmp_path / "trace.json"):
+        param.sum().backward()
+        optimizer.step()
+
+    events = _events(tmp_path / "trace.json")
+    assert len(_named(events, "X", "update")) == optimizer.memory_stats().pages
+    assert not _named(events, "X", "use")

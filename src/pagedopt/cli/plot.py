@@ -26,13 +26,12 @@ def plot(
     Example: pagedopt plot trace.json --out pictures
     """
     need("matplotlib", extra="plot")
-    from pagedopt.pictures.plot import UnreadableError
     from pagedopt.pictures.plot import plot as draw
 
     for source in sources:
         try:
             written = draw(source, out=out)
-        except (OSError, UnreadableError) as error:
+        except ValueError as error:  # a file of something else, or a name that no file can have
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
         for path in written:

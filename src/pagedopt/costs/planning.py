@@ -53,6 +53,7 @@ class CostPlan:
         device: where the parameters are.
         num_params, num_values, params_nbytes: tensors that train, values in them, and their bytes.
         budget_name: the argument that bounds the frames: `max_gpu_memory`, on a CPU `max_host_memory`.
+        is_automatic: whether that budget is what is free on this machine now, less a reserve.
         smallest_budget_nbytes: the least it can be with pages of this size; `least_budget_nbytes`: with the smallest
             pages that it can have.
         account: bytes in each place, and moved, in each part of a run.
@@ -68,6 +69,7 @@ class CostPlan:
     num_values: int
     params_nbytes: int
     budget_name: str
+    is_automatic: bool
     smallest_budget_nbytes: int
     least_budget_nbytes: int
     account: Account
@@ -182,20 +184,22 @@ def _assembled(
             return None
         return predict(account, rates, traffic, num_params=len(weights), on_accelerator=device.type != "cpu")
 
+    budget_name, budget = config.frame_budget(device)
     return CostPlan(
         optimizer=name,
         device=str(device),
         num_params=len(weights),
         num_values=sum(weight.numel for weight in weights),
         params_nbytes=sum(weight.nbytes for weight in weights),
-        budget_name=config.frame_budget(device)[0],
+        budget_name=budget_name,
+        is_automatic=budget is None,
         smallest_budget_nbytes=config.working_set * account.page_nbytes,
         least_budget_nbytes=_least_budget_nbytes(config, device),
         account=account,
         written_per_thousand_steps=1000 * account.steady_step.written["disk"],
         prediction=seconds(Traffic.of(account)),
         unpredicted=why_not,
-        gains=_gains(account, config.frame_budget(device)[0], seconds),
+        gains=_gains(account, budget_name, seconds),
         rates=rates,
     )
 

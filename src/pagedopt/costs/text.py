@@ -66,7 +66,7 @@ def _budget(plan: CostPlan) -> str:
     if plan.least_budget_nbytes < plan.smallest_budget_nbytes:
         smallest += f", with smaller and slower pages {format_bytes(plan.least_budget_nbytes)}"
     return (
-        f"{plan.budget_name} {format_bytes(account.budget_nbytes)}: "
+        f"{plan.budget_name} {format_bytes(account.budget_nbytes)}{' (automatic)' if plan.is_automatic else ''}: "
         f"{account.num_frames} of {_counted(account.num_pages, 'page')} resident; the smallest that works is {smallest}"
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,30 +25,16 @@ SECONDS_BETWEEN = 0.1
 """A faster training is shown every so often only."""
 
 
-@dataclass(slots=True)
-class Totals:
-    """What some steps did together."""
-
-    num_steps: int = 0
-    seconds: float = 0.0
-    stats: PagingStats = field(default_factory=PagingStats)
-
-    def add(self, stats: PagingStats, seconds: float) -> None:
-        """Count one more step that took `seconds`."""
-        self.num_steps += 1
-        self.seconds += seconds
-        self.stats += stats
-
-
 class live:  # noqa: N801 - a context manager that people call like a function
     """Show in one line of the terminal what the pages of `optimizer` do, after each step.
 
     with pagedopt.live(optimizer):
         train()
 
-    The line has the budget, the pages that are resident, the bytes moved a step, the time a step waited for them, and
-    what was written to the SSD since the line began. What else is printed to stdout meanwhile goes above it. Where
-    `file` is no terminal nothing is shown while it runs, and the line is printed once at the end.
+    The line has the budget, the pages that are resident, the bytes moved a step, the time a step waited for them and
+    its share of all time, and what was written to the SSD since the line began. What else is printed to stdout
+    meanwhile goes above it. Where `file` is no terminal nothing is shown while it runs, and the line is printed once
+    at the end.
 
     Args:
         optimizer: one of pagedopt's, or what wraps one, or several of them.
@@ -64,12 +49,14 @@ class live:  # noqa: N801 - a context manager that people call like a function
         self._optimizers = paged_optimizers_of(optimizer)
         self._file = sys.stderr if file is None else file
         self._final = final
-        self._totals = Totals()
-        self._started = self._shown = 0.0
+        self._num_steps = 0
+        self._stats = PagingStats()
+        self._began = self._shown = 0.0
         self._pid = os.getpid()
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
+        self._began = time.perf_counter()
         if self._file.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -78,7 +65,7 @@ class live:  # noqa: N801 - a context manager that people call like a function
             self._live = Live(console=console, auto_refresh=False, transient=not self._final)
             self._live.start()
             console.show_cursor()  # a training that ends by an exception may leave this unended, and a cursor hidden
-        self._listener = StepListener(self._optimizers, self._before_step, self._after_step)
+        self._listener = StepListener(self._optimizers, _ignore, self._after_step)
         return self
 
     def __exit__(
@@ -88,7 +75,7 @@ class live:  # noqa: N801 - a context manager that people call like a function
         if self._live is not None:
             self._show()
             self._live.stop()
-        elif self._final and self._totals.num_steps:
+        elif self._final and self._num_steps:
             print(self.line(), file=self._file)
 
     def line(self) -> str:
@@ -96,10 +83,10 @@ class live:  # noqa: N801 - a context manager that people call like a function
         memory = [optimizer.memory_stats() for optimizer in self._optimizers]
         resident, pages = sum(m.resident_pages for m in memory), sum(m.pages for m in memory)
         budget = memory[0].budget_bytes  # of the pager, which they share
-        num_steps, written = max(self._totals.num_steps, 1), self._totals.stats.bytes_written
-        moved = sum(self._totals.stats.bytes_read.values()) + sum(written.values())
-        waited = self._totals.stats.stalled_seconds
-        share = waited / self._totals.seconds if self._totals.seconds else 0.0
+        num_steps, written = max(self._num_steps, 1), self._stats.bytes_written
+        moved = sum(self._stats.bytes_read.values()) + sum(written.values())
+        waited = self._stats.stalled_seconds
+        share = waited / max(time.perf_counter() - self._began, 1e-9)
         return " · ".join(
             (
                 "pagedopt",
@@ -111,13 +98,10 @@ class live:  # noqa: N801 - a context manager that people call like a function
             )
         )
 
-    def _before_step(self, optimizer: PagedOptimizer) -> None:  # noqa: ARG002 - the hook has it
-        self._started = time.perf_counter()
-
     def _after_step(self, optimizer: PagedOptimizer) -> None:
-        now = time.perf_counter()
-        self._totals.add(optimizer.step_stats(), now - self._started)
-        if self._live is not None and now - self._shown >= SECONDS_BETWEEN:
+        self._num_steps += 1
+        self._stats += optimizer.step_stats()
+        if self._live is not None and time.perf_counter() - self._shown >= SECONDS_BETWEEN:
             self._show()
 
     def _show(self) -> None:
@@ -126,3 +110,7 @@ class live:  # noqa: N801 - a context manager that people call like a function
 
             self._shown = time.perf_counter()
             self._live.update(Text(self.line(), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def _ignore(optimizer: PagedOptimizer) -> None:
+    """A step begins."""

@@ -7,7 +7,7 @@
     counters                state: bytes in frames, and of what has no frame in RAM and on disk; moved: since the start
     flows                   read → the update that needed it → its write
 
-A pin outside a step (a checkpoint, `optimizer.state`, `step_param`) is called `use`.
+A pin of which no update is known (a checkpoint, `optimizer.state`, an optimizer that shares the pager) is called `use`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class Told:
         thread: the name of the thread that it was told in.
         device: whose pager told it; empty for what is no pager's.
         what: an event of a page, or `step begins` and `step ended`.
+        is_stepping: whether an optimizer steps then, be it a parameter at a time.
     """
 
     seconds: float
     thread: str
     device: str
     what: PageEvent | str
+    is_stepping: bool = False
 
 
 PLACES = ("frames", *HOMES)
@@ -248,10 +250,11 @@ class Timeline:
         started = pages.under_way.pop((event.page, kind), None)
         facts: dict[str, object] = {"page": event.page, "device": told.device, "tier": event.home}
         facts["bytes"] = pages.page_nbytes
-        if event.span is None:
+        taken = event.span if event.moving is None else event.moving.span()
+        if taken is None:
             yield from self._instant(f"{kind} ended, time not taken", told.seconds, told.thread, **facts)
             return
-        span = Span(f"{told.device} {event.span.track}", event.span.start, event.span.stop)
+        span = Span(f"{told.device} {taken.track}", taken.start, taken.stop)
         if started is not None:
             facts["queued_us"] = round((span.start - started) * 1e6, 3)
         yield from self._slice(kind, span, **facts)
@@ -264,13 +267,12 @@ class Timeline:
         start = pages.pinned.pop(page, None)
         if start is None:  # pinned before the trace began, or by two at once
             return
-        is_update = told.thread in self._steps
-        if is_update:
+        if told.is_stepping:
             counts.updates += 1
             counts.updated_seconds += told.seconds - start
         pages.ahead.discard(page)
         facts = {"page": page, "device": told.device, "found": pages.found.pop(page, "resident")}
-        yield from self._slice("update" if is_update else "use", Span(told.thread, start, told.seconds), **facts)
+        yield from self._slice("update" if told.is_stepping else "use", Span(told.thread, start, told.seconds), **facts)
         if page in pages.filled:
             yield from self._flow("to use", pages.filled.pop(page), (told.thread, start))
         pages.used[page] = told.thread, start

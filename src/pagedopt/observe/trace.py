@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from typing_extensions import Self
 
 from pagedopt.observe.optimizers import StepListener, device_pagers_of, paged_optimizers_of
@@ -39,8 +40,8 @@ class trace:  # noqa: N801 - a context manager that people call like a function
 
     The file has each step, each update of a page and each wait on the threads that step, each read and write on the
     I/O thread that did it, faults, prefetches and evictions, and counters of the bytes in frames, in RAM and on disk.
-    Times are those of a monotonic clock. On an accelerator a slice is the time in which the host asked for the work;
-    transfers that nobody took the time of are instants that say so.
+    Times are those of a monotonic clock. On an accelerator an update is the time in which the host asked for it, and a
+    copy the time in which its stream made it; a transfer that nobody took the time of is an instant that says so.
 
     The file is whole JSON also when the body raises. If it cannot be written any more, training goes on, and the error
     is raised at the end, or logged if the body raised one of its own. Optimizers that share a pager are all seen by it;
@@ -66,6 +67,7 @@ class trace:  # noqa: N801 - a context manager that people call like a function
         self._lock = threading.RLock()  # a finalizer may release a page, and be told of, in the middle of writing
         self._notes: list[Told] = []
         self._observed: dict[str, tuple[DevicePager, Observer]] = {}
+        self._devices: list[torch.device] = []  # those that are not the host
         self._is_writing = False
         self._is_open = False
         self._error: OSError | None = None
@@ -117,16 +119,19 @@ class trace:  # noqa: N801 - a context manager that people call like a function
                 self._write(opening)
             observer = partial(self._note, device)
             self._observed[device] = pager, observer
+            if place.type != "cpu":
+                self._devices.append(place)
             pager.observe(observer)
 
     def _note(self, device: str, what: PageEvent | str) -> None:
-        told = Told(time.perf_counter(), _thread(), device, what)
+        is_stepping = any(optimizer.is_stepping for optimizer in self._optimizers)
+        told = Told(time.perf_counter(), _thread(), device, what, is_stepping)
         with self._lock:
             if not self._is_open or os.getpid() != self._pid:  # a forked child has the parent's file, and leaves it
                 return
             self._notes.append(told)
             if len(self._notes) >= MAX_NOTES:
-                self._write_notes(is_shown=True)
+                self._write_in_between()
 
     def _before_step(self, optimizer: PagedOptimizer) -> None:
         if not self._is_open:
@@ -144,23 +149,46 @@ class trace:  # noqa: N801 - a context manager that people call like a function
             self._end()
         else:
             with self._lock:
-                self._write_notes(is_shown=False)
+                self._write_notes(is_rest=False)
 
     # -- the file ------------------------------------------------------------------------------------------------------
 
-    def _write_notes(self, *, is_shown: bool) -> None:
-        """Write what was noted. Called again while it runs (by a finalizer's note), it leaves that to the next time."""
+    def _write_notes(self, *, is_rest: bool) -> None:
+        """Write what was noted: all of it if it is the rest, else as far as every transfer has ended.
+
+        Called again while it runs (by a finalizer's note), it leaves that to the next time.
+        """
         if self._is_writing or not self._is_open:
             return
         self._is_writing = True
         try:
-            start = time.perf_counter()
             notes, self._notes = self._notes, []
+            if is_rest:
+                self._finish_devices()
+            else:
+                notes = self._keep_unfinished(notes)
             self._write([event for told in notes for event in self._timeline.take(told)])
-            if is_shown:
-                self._write(list(self._timeline.written(_thread(), start, time.perf_counter(), len(notes))))
         finally:
             self._is_writing = False
+
+    def _write_in_between(self) -> None:
+        """Write what was noted in the middle of a step, and that this took time."""
+        start, num_notes = time.perf_counter(), len(self._notes)
+        self._write_notes(is_rest=True)
+        self._write(list(self._timeline.written(_thread(), start, time.perf_counter(), num_notes)))
+
+    def _keep_unfinished(self, notes: list[Told]) -> list[Told]:
+        """Return the notes before the first of a transfer that a stream is still at; the others are for later."""
+        for count, told in enumerate(notes):
+            if isinstance(told.what, PageEvent) and told.what.moving is not None and not told.what.moving.done():
+                self._notes = notes[count:] + self._notes
+                return notes[:count]
+        return notes
+
+    def _finish_devices(self) -> None:
+        """Return when all that streams were given has ended: then every transfer knows when it ran."""
+        for device in self._devices:
+            torch.get_device_module(device).synchronize(device)
 
     def _write(self, events: list[dict[str, Any]]) -> None:
         if self._error is not None:
@@ -178,7 +206,7 @@ class trace:  # noqa: N801 - a context manager that people call like a function
         for pager, observer in self._observed.values():
             pager.unobserve(observer)
         with self._lock:
-            self._write_notes(is_shown=False)
+            self._write_notes(is_rest=True)
             self._write(list(self._timeline.end(_thread(), time.perf_counter())))
             self._is_open = False
             try:

@@ -30,38 +30,6 @@ from pagedopt.optim.base import PagedOptimizer
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.pager import Pager
 
-_ARGUMENTS = """
-
-    Args:
-        params: parameters, (name, parameter) pairs, or groups; a group may have its own hyperparameters and
-            `optim_bits`, `min_8bit_size`, `block_wise`, `percentile_clipping`.
-        lr: learning rate, a number or a 0-dimensional tensor.
-        betas: decay rates of the two moments; also text such as `"(0.9, 0.95)"`.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled weight decay.
-        amsgrad: divide by the largest second moment so far; 32-bit state only.
-        optim_bits: 32 or 8 bits for each moment; the 8-bit and 32-bit classes take 32, the default, only.
-        args: an object whose attributes of these names override the arguments.
-        min_8bit_size: parameters with fewer values keep 32-bit state.
-        percentile_clipping: scale a gradient down to this percentile of its last 100 norms; 100 is off.
-        block_wise: 8-bit state has one scale for 256 values of a row; else one for the whole tensor.{is_paged}
-        page_size: bytes of a page, an int or text such as `"4MiB"`.
-        max_gpu_memory: bytes of state on the parameters' accelerator; 0: unlimited, None: automatic.
-        max_host_memory: bytes of state in RAM, the rest goes to disk; 0: unlimited, None: what is free less a reserve.
-        spill_dir: folder of the spill file; default: the system's temporary folder.
-        prefetch_depth: pages read ahead of the update, and written behind it.
-        pager: a `Pager` instead of these five, to share or to keep apart a budget.
-        maximize: ascend instead of descend.
-        foreach, fused, capturable, differentiable: torch's; None or False, since the page kernel takes their place.
-
-    Raises:
-        TypeError, ValueError: an argument that is wrong, named with its value.
-        BudgetError: a budget smaller than the working set, with the smallest that works.
-"""
-_IS_PAGED = """
-        is_paged: keep state in pages, within the budgets below, instead of resident."""
-
-
 _PAGING = ("page_size", "max_gpu_memory", "max_host_memory", "spill_dir", "prefetch_depth", "pager")
 _UNHONOURED = ("foreach", "fused", "capturable", "differentiable")
 _SETTABLE = (*HYPERPARAMETERS, *(field.name for field in fields(StateOptions)), "is_paged")
@@ -122,7 +90,52 @@ def _pager_of(name: str, is_paged: bool, paging: dict[str, Any]) -> Pager | Pagi
 
 
 class AdamW(_AdamW):
-    __doc__ = "AdamW with 32-bit or 8-bit state, resident or paged." + _ARGUMENTS.format(is_paged=_IS_PAGED)
+    """AdamW with 32-bit or 8-bit state, resident or paged.
+
+    The update is `torch.optim.AdamW`'s: Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2). All
+    arithmetic is float32, whatever the dtypes of parameters and gradients:
+
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad**2
+        m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+        param = param * (1 - lr * weight_decay) - lr * m_hat / (sqrt(v_hat) + eps)
+
+    With 8 bits m and sqrt(v) are kept as a byte a value and a float32 scale for 256 values of a row (Dettmers et al.
+    2022), and no value of a parameter moves by more than 4 lr, beside its decay, in a step.
+
+    Parameters are float32, bfloat16 or float16, of any shape and memory layout; gradients are any of the three too.
+    Constructing takes no memory for state: pages come with the first step.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups; a group may have its own hyperparameters and
+            `optim_bits`, `min_8bit_size`, `block_wise`, `percentile_clipping`.
+        lr: learning rate, a number or a 0-dimensional tensor.
+        betas: decay rates of the two moments; also text such as `"(0.9, 0.95)"`.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay.
+        amsgrad: divide by the largest second moment so far; 32-bit state only.
+        optim_bits: 32 or 8 bits for each moment; the 8-bit and 32-bit classes take 32, the default, only.
+        args: an object whose attributes of these names override the arguments.
+        min_8bit_size: parameters with fewer values keep 32-bit state.
+        percentile_clipping: scale a gradient down to this percentile of its last 100 norms; 100 is off.
+        block_wise: 8-bit state has one scale for 256 values of a row; else one for the whole tensor.
+        is_paged: keep state in pages, within the budgets below, instead of resident.
+        page_size: bytes of a page, an int or text such as `"4MiB"`.
+        max_gpu_memory: bytes of state on the parameters' accelerator; 0: unlimited, None: automatic.
+        max_host_memory: bytes of state in RAM, the rest goes to disk; 0: unlimited, None: what is free less a reserve.
+        spill_dir: folder of the spill file; default: the system's temporary folder.
+        prefetch_depth: pages read ahead of the update, and written behind it; default: 2.
+        pager: a `Pager` instead of these five, to share or to keep apart a budget.
+        maximize: ascend instead of descend.
+        foreach: torch's; None or False, since the page kernel takes its place.
+        fused: the same.
+        capturable: the same.
+        differentiable: the same.
+
+    Raises:
+        TypeError, ValueError: an argument that is wrong, named with its value.
+        BudgetError: a budget smaller than the working set, with the smallest that works.
+    """
 
     def __init__(
         self,
@@ -155,17 +168,69 @@ class AdamW(_AdamW):
 
 
 class AdamW8bit(AdamW):
-    __doc__ = "AdamW with 8-bit state, resident or paged." + _ARGUMENTS.format(is_paged=_IS_PAGED)
+    """AdamW with 8-bit state, resident or paged.
+
+    Arguments and errors are those of `AdamW`; `optim_bits` says nothing here, and may only be 32, its default.
+    """
+
     _bits = 8
 
 
 class AdamW32bit(AdamW):
-    __doc__ = "AdamW with 32-bit state, resident or paged." + _ARGUMENTS.format(is_paged=_IS_PAGED)
+    """AdamW with 32-bit state, resident or paged.
+
+    Arguments and errors are those of `AdamW`; `optim_bits` says nothing here, and may only be 32, its default.
+    """
+
     _bits = 32
 
 
 class PagedAdamW(_AdamW):
-    __doc__ = "AdamW with 32-bit or 8-bit state in pages, within budgets." + _ARGUMENTS.format(is_paged="")
+    """AdamW with 32-bit or 8-bit state in pages, within budgets.
+
+    The update is `torch.optim.AdamW`'s: Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2). All
+    arithmetic is float32, whatever the dtypes of parameters and gradients:
+
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad**2
+        m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+        param = param * (1 - lr * weight_decay) - lr * m_hat / (sqrt(v_hat) + eps)
+
+    With 8 bits m and sqrt(v) are kept as a byte a value and a float32 scale for 256 values of a row (Dettmers et al.
+    2022), and no value of a parameter moves by more than 4 lr, beside its decay, in a step.
+
+    Parameters are float32, bfloat16 or float16, of any shape and memory layout; gradients are any of the three too.
+    Constructing takes no memory for state: pages come with the first step.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups; a group may have its own hyperparameters and
+            `optim_bits`, `min_8bit_size`, `block_wise`, `percentile_clipping`.
+        lr: learning rate, a number or a 0-dimensional tensor.
+        betas: decay rates of the two moments; also text such as `"(0.9, 0.95)"`.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay.
+        amsgrad: divide by the largest second moment so far; 32-bit state only.
+        optim_bits: 32 or 8 bits for each moment; the 8-bit and 32-bit classes take 32, the default, only.
+        args: an object whose attributes of these names override the arguments.
+        min_8bit_size: parameters with fewer values keep 32-bit state.
+        percentile_clipping: scale a gradient down to this percentile of its last 100 norms; 100 is off.
+        block_wise: 8-bit state has one scale for 256 values of a row; else one for the whole tensor.
+        page_size: bytes of a page, an int or text such as `"4MiB"`.
+        max_gpu_memory: bytes of state on the parameters' accelerator; 0: unlimited, None: automatic.
+        max_host_memory: bytes of state in RAM, the rest goes to disk; 0: unlimited, None: what is free less a reserve.
+        spill_dir: folder of the spill file; default: the system's temporary folder.
+        prefetch_depth: pages read ahead of the update, and written behind it; default: 2.
+        pager: a `Pager` instead of these five, to share or to keep apart a budget.
+        maximize: ascend instead of descend.
+        foreach: torch's; None or False, since the page kernel takes its place.
+        fused: the same.
+        capturable: the same.
+        differentiable: the same.
+
+    Raises:
+        TypeError, ValueError: an argument that is wrong, named with its value.
+        BudgetError: a budget smaller than the working set, with the smallest that works.
+    """
 
     def __init__(
         self,
@@ -197,10 +262,18 @@ class PagedAdamW(_AdamW):
 
 
 class PagedAdamW8bit(PagedAdamW):
-    __doc__ = "AdamW with 8-bit state in pages, within budgets." + _ARGUMENTS.format(is_paged="")
+    """AdamW with 8-bit state in pages, within budgets.
+
+    Arguments and errors are those of `PagedAdamW`; `optim_bits` says nothing here, and may only be 32, its default.
+    """
+
     _bits = 8
 
 
 class PagedAdamW32bit(PagedAdamW):
-    __doc__ = "AdamW with 32-bit state in pages, within budgets." + _ARGUMENTS.format(is_paged="")
+    """AdamW with 32-bit state in pages, within budgets.
+
+    Arguments and errors are those of `PagedAdamW`; `optim_bits` says nothing here, and may only be 32, its default.
+    """
+
     _bits = 32

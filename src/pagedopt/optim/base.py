@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from pagedopt.codecs.base import CODEC_VERSION, StateFormat
+from pagedopt.codecs.base import CODEC_VERSION
 from pagedopt.errors import PagedOptError, StateLostError
 from pagedopt.formats.recognise import recognise
 from pagedopt.kernels.select import kernel_for
@@ -25,13 +25,14 @@ from pagedopt.optim import matching, state_dicts
 from pagedopt.optim.arguments import StateOptions, check_hyperparameters, number
 from pagedopt.optim.gradients import check_gradients
 from pagedopt.optim.parameters import Parameters
-from pagedopt.optim.parts import global_numel, local_tensor, part_of
+from pagedopt.optim.parts import local_tensor
+from pagedopt.optim.placement import Placement
 from pagedopt.optim.plan import Plan
 from pagedopt.optim.reports import report_layout, report_step
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
 from pagedopt.optim.step import Step
-from pagedopt.optim.store import Record, Store
+from pagedopt.optim.store import Store
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.pager import Pager, shared_pager
 from pagedopt.paging.stats import PagingStats
@@ -62,9 +63,11 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._store = Store(pager if isinstance(pager, Pager) else shared_pager(pager))
         self._state_map = StateMap(self._store.discard, self._store.clear)
         self._parameters = Parameters(options, self._store)
-        self._format_version = 0
+        self._placement = Placement(self._parameters, self._store, self._state_map)
         self._is_closed = False
         self._step_stats = PagingStats()
+        self._stats_since_step = PagingStats()
+        self._is_stepping = False
         self._reported_version = 0
 
     # -- step ---------------------------------------------------------------------------------------------------------
@@ -97,16 +100,19 @@ class PagedOptimizer(torch.optim.Optimizer):
             grads = [param.grad for param in params]
             check_gradients(params, grads, self._name_of)
             if self._is_state_making_step(grads):
-                self._place_missing(params, grads)
+                self._placement.place_missing(params, grads)
                 return loss
-            self._place_missing(params, grads)
+            self._placement.place_missing(params, grads)
             self._run(
                 [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
             )
+            self._report()
         return loss
 
     def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
         """Update one parameter, by object or by name, with `grad` or, without one, with its own gradient.
+
+        Its `step` counts up by itself; a following `step()` updates the parameter again if it still has a gradient.
 
         Raises:
             KeyError: no parameter of this name or no parameter of this optimizer.
@@ -121,11 +127,14 @@ class PagedOptimizer(torch.optim.Optimizer):
             if grad is None:
                 raise ValueError(f"{self._name_of(target)} has no gradient; pass grad=")
             check_gradients([target], [grad], self._name_of)
-            self._place_missing([target], [grad])
+            self._placement.place_missing([target], [grad])
             self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
     def fetch_ahead(self) -> None:
-        """Begin to read the pages that the next step needs first, where there are frames for them: a hint."""
+        """Begin to read the pages that the next step needs first, where there are frames for them: a hint.
+
+        Never raises, and changes nothing but time. `fetch_in_backward` calls it when the last gradients come.
+        """
         with self._store.lock:
             if not self._is_closed and not self._store.is_lost:
                 for plan in self._parameters.plans_of(None):
@@ -137,6 +146,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     def _run(self, steps: Sequence[Step]) -> None:
         """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
         before = paging_stats(self._store)
+        self._is_stepping = True
         advanced: list[Step] = []
         try:
             with profiled("step"):
@@ -158,18 +168,20 @@ class PagedOptimizer(torch.optim.Optimizer):
                 )
             )
             raise
-        self._step_stats = paging_stats(self._store) - before
-        self._report(steps)
+        finally:
+            self._is_stepping = False
+        self._stats_since_step += paging_stats(self._store) - before
         self._store.refresh()
         for step in steps:
             step.end()
 
-    def _report(self, steps: Sequence[Step]) -> None:
-        """Log what the step did and, where it changed, how the state is laid out."""
+    def _report(self) -> None:
+        """Keep and log what the step did and, where it changed, log how the state is laid out."""
+        self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
         if self._reported_version != self._store.version:
             self._reported_version = self._store.version
             report_layout(self._store)
-        report_step(self._step_stats, sum(step.pages_updated for step in steps))
+        report_step(self._step_stats)
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
@@ -184,7 +196,12 @@ class PagedOptimizer(torch.optim.Optimizer):
     # -- groups and plans ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; it may also have optim_bits, min_8bit_size, block_wise and percentile_clipping."""
+        """Add a group, as in torch; it may also have optim_bits, min_8bit_size, block_wise and percentile_clipping.
+
+        Raises:
+            TypeError, ValueError: an option that is wrong, named with its value; the group is not added.
+            BudgetError: the budget of the group's device cannot hold the working set.
+        """
         if isinstance(param_group, dict):
             checked = {**check_hyperparameters(param_group), **StateOptions.parse(param_group)}
             bits = self._options.overlaid(checked).optim_bits
@@ -200,7 +217,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._check_usable()
         self._resolve()
         self._store.settle()
-        self._take_in()
+        self._placement.take_in()
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -211,9 +228,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         """Learn what changed about parameters; state of those that are gone (FSDP2 replaces them) is released."""
         for gone in self._parameters.refresh(self.param_groups):
             del self._state_map[gone]
-        if self._parameters.version != self._format_version:
-            self._follow_formats()
-            self._format_version = self._parameters.version
+        self._placement.follow_formats()
 
     def _name_of(self, param: Tensor) -> str:
         return self._parameters.name_of(param)
@@ -229,94 +244,22 @@ class PagedOptimizer(torch.optim.Optimizer):
         with self._store.lock, torch.no_grad():
             self._begin()
             for param in self._parameters.all:
-                if param.requires_grad and param not in self._store.records:
-                    self._place(param, self._format_for(param))
-
-    def _place_missing(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        if self._parameters.is_placed(params):
-            return
-        records = self._store.records
-        for param, grad in zip(params, grads, strict=True):
-            if grad is None:
-                continue
-            record = records.get(param)
-            if record is None:
-                self._place(param, self._format_for(param))
-            elif record.device != param.device or record.part.local_shape != tuple(local_tensor(param).shape):
-                self._move(param, record)
-
-    def _move(self, param: Tensor, record: Record) -> None:
-        """Bring the state of a parameter that went to another device there (`model.to(device)` keeps the object)."""
-        local = local_tensor(param)
-        made_for = record.part.local_shape
-        if made_for != tuple(local.shape):
-            raise ValueError(
-                f"{self._name_of(param)} has shape {tuple(local.shape)}, its state was made for {made_for}; "
-                "remove it from optimizer.state to start over"
-            )
-        entry = {param: self._state_map[param].snapshot()}
-        self._state_map[param] = entry[param]
-        self._take_in()
-
-    def _place(self, param: Tensor, state_format: StateFormat) -> Record:
-        part = part_of(param)
-        if part.is_distributed and self._parameters.options_of(param).percentile_clipping < 100:
-            raise ValueError(
-                f"percentile_clipping needs the norm of a whole gradient, and {self._name_of(param)} is cut over "
-                "processes; set percentile_clipping=100 and use torch.nn.utils.clip_grad_norm_"
-            )
-        record = self._store.place(param, state_format, part=part, device=param.device)
-        self._state_map.bind(param, self._store, record)
-        return record
-
-    def _format_for(self, param: Tensor) -> StateFormat:
-        """Return the format of a parameter's state: its global size decides, so the mesh that it is on does not."""
-        source, options = self._parameters.source_of(param), self._parameters.options_of(param)
-        if options.optim_bits == 32 or global_numel(param) < options.min_8bit_size:
-            return StateFormat.FLOAT32_AMSGRAD if source["amsgrad"] else StateFormat.FLOAT32
-        if source["amsgrad"]:
-            raise ValueError(f"amsgrad=True needs 32-bit state, and {self._name_of(param)} has 8-bit state")
-        return StateFormat.BLOCKWISE8 if options.block_wise else StateFormat.TENSORWISE8
-
-    def _take_in(self) -> None:
-        """Convert what was assigned to `state` into pages."""
-        entries = {
-            param: dict(self._state_map[param])
-            for param in (self._parameters.all if self._state_map.unbound else ())
-            if id(param) in self._state_map.unbound and self._state_map.get(param)
-        }
-        if not entries:
-            return
-        incoming = state_dicts.check_entries(entries, self._format_for, self._name_of)
-        state_dicts.warn_of_changes(incoming.values(), stacklevel=6)
-        for param, entry in incoming.items():
-            self._take_in_one(param, entry, entries[param])
-
-    def _take_in_one(self, param: Tensor, incoming: state_dicts.Incoming, entry: dict[str, Any]) -> None:
-        try:
-            self._write_entries({param: incoming})
-        except BaseException:
-            self._state_map[param] = entry  # to be taken in once there is room
-            raise
-
-    def _write_entries(self, incoming: dict[Tensor, state_dicts.Incoming]) -> None:
-        for param, entry in incoming.items():
-            entry.write(self._store, self._place(param, entry.state_format))
-
-    def _follow_formats(self) -> None:
-        """Convert state that a changed group or override says is to be kept in another format."""
-        for param, record in list(self._store.records.items()):
-            if self._format_for(param) is not record.state_format:
-                entry = self._state_map[param].snapshot()
-                incoming = state_dicts.check_entries({param: entry}, self._format_for, self._name_of)
-                self._store.discard(param)
-                self._take_in_one(param, incoming[param], entry)
+                if param.requires_grad:
+                    self._placement.place_new(param)
 
     # -- state and checkpoints ----------------------------------------------------------------------------------------
 
     @property
     def state(self) -> StateMap:
-        """State by parameter: dicts of step, exp_avg, exp_avg_sq and, by format, max_exp_avg_sq or the two absmax."""
+        """State by parameter, as dicts that read and write the pages.
+
+        - 32-bit: `step`, `exp_avg`, `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq`, float32 of the parameter's shape.
+        - 8-bit: `step`, the codes `exp_avg` (int8) and `exp_avg_sq` (uint8, of the root) of the parameter's shape, and
+          their scales `exp_avg_absmax` and `exp_avg_sq_absmax`, float32 [rows, blocks of a row].
+
+        A tensor read is a copy that is watched: what is written into it is in the pages before the next step. Entries
+        can be assigned, deleted and cleared; assigned ones may be another library's.
+        """
         return self._state_map
 
     @state.setter
@@ -329,7 +272,12 @@ class PagedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return state and groups as torch does: plain dicts of CPU tensors, a snapshot that shares no memory.
 
-        Tensors that together exceed the host budget are mapped files: state on disk is saved without RAM for it.
+        Tensors that together exceed the host budget are mapped files: state on disk is saved without RAM for it. The
+        tensors of an entry are those of `state`; `pagedopt.save` writes the same without a state dict.
+
+        Raises:
+            StateLostError: the state is lost.
+            SpillError: a page could not be read, or there is no room for the mapped files.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -383,7 +331,9 @@ class PagedOptimizer(torch.optim.Optimizer):
             has_state = self._store.is_lost or any(self._state_map.values())
             try:
                 self._resolve()
-                incoming = state_dicts.check_entries(match.entries, self._format_for, self._name_of, recognise)
+                incoming = state_dicts.check_entries(
+                    match.entries, self._placement.format_for, self._name_of, recognise
+                )
                 state_dicts.warn_of_changes(incoming.values())
                 if has_state and verify is not None:
                     verify()
@@ -392,7 +342,7 @@ class PagedOptimizer(torch.optim.Optimizer):
                 raise
             self._state_map.clear()
             try:
-                self._write_entries(incoming)
+                self._placement.write(incoming)
             except BaseException as error:
                 self.param_groups = before
                 self._state_map.clear()
@@ -442,11 +392,15 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group."""
+        """The learning rate of the first group; `set_lr` sets that of all."""
         return number(self.param_groups[0]["lr"], "lr")
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every group; a tensor lr keeps its object and takes the value."""
+        """Set the learning rate of every group; a tensor lr keeps its object and takes the value.
+
+        Raises:
+            TypeError, ValueError: `lr` is no finite number of at least 0.
+        """
         value = number(lr, "lr")
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -459,12 +413,24 @@ class PagedOptimizer(torch.optim.Optimizer):
         return memory_stats(self._store, {p.device for group in self.param_groups for p in group["params"]})
 
     def paging_stats(self) -> PagingStats:
-        """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled."""
+        """Return what its pagers did since the last reset: faults, hits, bytes by tier, seconds stalled.
+
+        Pagers are shared by optimizers with equal budgets, and so are these counts. A difference of two is what was
+        done between them.
+        """
         return paging_stats(self._store)
 
     def step_stats(self) -> PagingStats:
-        """Return what its pagers did during its last step; reads that the step began for the next one are its own."""
+        """Return what its pagers did during the last `step()`, and in calls of `step_param` since the one before it.
+
+        Reads that a step began for the next one are its own.
+        """
         return self._step_stats
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step is under way, in whichever thread: then pages that are pinned are being updated."""
+        return self._is_stepping
 
     def reset_paging_stats(self) -> None:
         """Count from zero again."""
@@ -473,6 +439,8 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def flush(self) -> None:
         """Write every changed page to its home and wait until it is there.
+
+        Nothing needs this: pages that others want to read are read from wherever they are.
 
         Raises:
             StateLostError: a page could not be written.

@@ -36,14 +36,14 @@ def report_layout(store: Store) -> None:
         )
 
 
-def report_step(stats: PagingStats, num_pages: int) -> None:
-    """Log what a step of `num_pages` pages did."""
+def report_step(stats: PagingStats) -> None:
+    """Log what a step did."""
     if not _LOG.isEnabledFor(logging.DEBUG):
         return
     _LOG.debug(
-        "step: %d pages, %d faults, %d prefetches, read %s from RAM and %s from disk, wrote %s to RAM and %s to disk, "
-        "waited %d times, %.3g s",
-        num_pages,
+        "step: %d pages used, %d faults, %d prefetches, read %s from RAM and %s from disk, "
+        "wrote %s to RAM and %s to disk, waited %d times, %.3g s",
+        stats.hits + stats.faults,
         stats.faults,
         stats.prefetches,
         *(format_bytes(moved[home]) for moved in (stats.bytes_read, stats.bytes_written) for home in HOMES),

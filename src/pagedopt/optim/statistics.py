@@ -61,7 +61,5 @@ def _budget_nbytes(pager: Pager, devices: Iterable[torch.device]) -> int | None:
 
 def paging_stats(store: Store) -> PagingStats:
     """Return what the pagers of `store` did, summed over devices."""
-    total = PagingStats()
-    for pager in store.pager.devices().values():
-        total += pager.stats
-    return total
+    first, *others = [pager.stats for pager in store.pager.devices().values()] or [PagingStats()]
+    return sum(others, first)

@@ -98,8 +98,20 @@ __all__ = ["DevicePager", "Pager", "shared_pager"]
 class Pager:
     """One set of budgets: optimizers that use the same pager share its frames, its RAM and its spill files.
 
-    Nothing is opened or allocated before the first page. Arguments and errors are those of `PagingConfig.parse`. A copy
-    or an unpickled pager is a new one of the same config, with no pages.
+    Optimizers made with equal options share one without being told; pass a pager to keep their budgets apart from
+    others', or to be sure. Nothing is opened or allocated before the first page. A copy or an unpickled pager is a new
+    one of the same config, with no pages.
+
+    Args:
+        page_size: bytes of a page, an int or text such as `"4MiB"`, rounded up to a multiple of 4096 and to at least
+            64 KiB. None: 4 MiB in RAM, 16 MiB on an accelerator, and at most 1/16 of an explicit budget.
+        max_gpu_memory: bytes of frames on each accelerator; 0: unlimited, None: automatic.
+        max_host_memory: bytes of RAM that all devices share; 0: unlimited, None: what is free less a reserve.
+        spill_dir: folder of the spill files; None: the system's temporary folder.
+        prefetch_depth: pages read ahead of the update, and as many written behind it.
+
+    Raises:
+        TypeError, ValueError: an argument that is wrong, named with its value.
     """
 
     def __init__(

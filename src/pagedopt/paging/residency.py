@@ -34,12 +34,14 @@ class PageEvent(NamedTuple):
             `away`.
         home: the tier of a page that has room in one.
         span: of `filled` and `saved`, when the bytes moved, if that is known; of `wait`, the time waited.
+        moving: of `filled` and `saved`, the transfer if a stream is still at it: it has the span when it is done.
     """
 
     name: str
     page: int
     home: Home | None
     span: Span | None
+    moving: Transfer | None = None
 
 
 Observer = Callable[[PageEvent], None]
@@ -478,24 +480,32 @@ class Residency:
         """Tell `observer` where every page is, and from now on what happens to pages."""
         for page in self.table.values():
             observer(self._event("away" if page.frame is None else "resident", page))
+        if not self._observers:
+            self._streams.take_times(True)
         self._observers = (*self._observers, observer)
 
     def unobserve(self, observer: Observer) -> None:
         """Tell `observer` nothing more."""
-        self._observers = tuple(other for other in self._observers if other != observer)
+        if observer in self._observers:
+            self._observers = tuple(other for other in self._observers if other != observer)
+            if not self._observers:
+                self._streams.take_times(False)
 
-    def notify(self, name: str, page: Page, span: Span | None = None) -> None:
+    def notify(self, name: str, page: Page, span: Span | None = None, moving: Transfer | None = None) -> None:
         if self._observers:
-            event = self._event(name, page, span)
+            event = self._event(name, page, span, moving)
             for observer in self._observers:
                 observer(event)
 
     def _notify_moved(self, name: str, page: Page, transfer: Transfer | None) -> None:
         if self._observers:
-            self.notify(name, page, None if transfer is None else transfer.span())
+            self.notify(name, page, moving=transfer)
 
-    def _event(self, name: str, page: Page, span: Span | None = None) -> PageEvent:
-        return PageEvent(name, page.number, None if self.tier is None else self.tier.home(page.number), span)
+    def _event(self, name: str, page: Page, span: Span | None = None, moving: Transfer | None = None) -> PageEvent:
+        home = None if self.tier is None else self.tier.home(page.number)
+        if moving is not None and moving.done():
+            span, moving = moving.span(), None
+        return PageEvent(name, page.number, home, span, moving)
 
     def _wait(self, page: Page, transfer: Transfer | None) -> None:
         if transfer is None:

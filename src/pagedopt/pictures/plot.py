@@ -71,7 +71,10 @@ def _figures(source: Path) -> Iterator[tuple[str, Figure]]:
 
 def _content(source: Path) -> list[Mapping[str, Any]] | Mapping[str, Any]:
     """Return what the file holds; of a trace that was cut off, what is whole."""
-    text = source.read_text(encoding="utf-8")
+    try:
+        text = source.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise UnreadableError(f"{source} is no text: {error}") from error
     try:
         content = json.loads(text)
     except ValueError:

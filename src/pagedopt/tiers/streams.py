@@ -10,6 +10,7 @@ XPU under the same names. A device without streams copies at once, and everythin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pagedopt.tiers.base import Transfer
+from pagedopt.tiers.base import Span, Transfer
 
 
 class Mark(Transfer, Protocol):
@@ -66,6 +67,10 @@ class Streams(Protocol):
         """Return when all copies have ended."""
         ...
 
+    def take_times(self, is_wanted: bool) -> None:
+        """From now on let copies know when they ran, or no longer: taking the time costs a little."""
+        ...
+
 
 class Ended:
     """A `Mark` in the past."""
@@ -106,6 +111,9 @@ class InOrder:
     def finish_copies(self) -> None:
         return
 
+    def take_times(self, is_wanted: bool) -> None:  # noqa: ARG002 - who started a copy has seen it end
+        return
+
     def _copy(self, into: Tensor, source: Tensor, after: Sequence[Transfer]) -> Mark:
         for transfer in after:
             transfer.wait()
@@ -118,11 +126,8 @@ class _EventMark:
 
     __slots__ = ("_device", "_event", "_module")
 
-    def __init__(self, module: ModuleType, device: torch.device, stream: Any) -> None:
-        self._module, self._device = module, device
-        # A host thread that waits for it sleeps, where the device can wake it, and leaves its core to others.
-        self._event = module.Event(blocking=True) if device.type == "cuda" else module.Event()
-        self._event.record(stream)
+    def __init__(self, module: ModuleType, device: torch.device, event: Any) -> None:
+        self._module, self._device, self._event = module, device, event
 
     def done(self) -> bool:
         return bool(self._event.query())
@@ -133,8 +138,52 @@ class _EventMark:
     def synchronize(self) -> None:
         self._event.synchronize()
 
-    def span(self) -> None:
-        return None  # an event that takes the time costs more, and the device has another clock
+    def span(self) -> Span | None:
+        return None
+
+
+class DeviceClock:
+    """Tells when events of a device happened, in seconds of the host's `time.perf_counter`.
+
+    A point in time is seen by both clocks, here, and the device counts from it. So times are as exact as the two clocks
+    run alike, and as the host is quick to see an event: microseconds, and some more after minutes.
+    """
+
+    def __init__(self, module: ModuleType, stream: Any) -> None:
+        self._zero = module.Event(enable_timing=True)
+        self._zero.record(stream)
+        self._zero.synchronize()
+        self._seconds = time.perf_counter()
+
+    def seconds(self, event: Any) -> float:
+        """Return when `event`, which has ended and takes the time, happened."""
+        return self._seconds + float(self._zero.elapsed_time(event)) / 1e3
+
+
+class TimedMark(_EventMark):
+    """The end of a copy that knows when it ran.
+
+    Args:
+        event: recorded after the copy; start: before it. Both take the time.
+        track: what the copy ran on, by name.
+    """
+
+    __slots__ = ("_clock", "_start", "_track")
+
+    def __init__(
+        self, module: ModuleType, device: torch.device, event: Any, *, start: Any, track: str, clock: DeviceClock
+    ) -> None:
+        super().__init__(module, device, event)
+        self._start, self._track, self._clock = start, track, clock
+
+    def span(self) -> Span | None:
+        return Span(self._track, self._clock.seconds(self._start), self._clock.seconds(self._event))
+
+
+def _new_event(module: ModuleType, device: torch.device, *, timed: bool = False) -> Any:
+    """Return an event; a host thread that waits for it sleeps, where the device can wake it, and leaves its core."""
+    options = {"enable_timing": True} if timed else {}
+    return module.Event(blocking=True, **options) if device.type == "cuda" else module.Event(**options)
 
 
 class DeviceStreams:
@@ -145,6 +194,7 @@ class DeviceStreams:
         self._module = torch.get_device_module(device)
         self._up = self._module.Stream(device=device)
         self._down = self._module.Stream(device=device)
+        self._clock: DeviceClock | None = None
 
     def current(self) -> Any:
         return self._module.current_stream(self._device)
@@ -155,25 +205,40 @@ class DeviceStreams:
         tensor.record_stream(current)  # the allocator gives it to nobody else before this stream is done with it
 
     def mark(self, stream: Any) -> Mark:
-        return _EventMark(self._module, self._device, stream)
+        event = _new_event(self._module, self._device)
+        event.record(stream)
+        return _EventMark(self._module, self._device, event)
 
     def copy_up(self, into: Tensor, source: Tensor, after: Sequence[Transfer]) -> Mark:
-        return self._copy(self._up, into, source, after, on_device=into)
+        return self._copy(self._up, "copies up", into, source, after)
 
     def copy_down(self, into: Tensor, source: Tensor, after: Sequence[Transfer]) -> Mark:
-        return self._copy(self._down, into, source, after, on_device=source)
+        return self._copy(self._down, "copies down", into, source, after)
 
     def finish_copies(self) -> None:
         self._up.synchronize()
         self._down.synchronize()
 
-    def _copy(self, stream: Any, into: Tensor, source: Tensor, after: Sequence[Transfer], *, on_device: Tensor) -> Mark:
+    def take_times(self, is_wanted: bool) -> None:
+        self._clock = DeviceClock(self._module, self._up) if is_wanted else None
+
+    def _copy(self, stream: Any, track: str, into: Tensor, source: Tensor, after: Sequence[Transfer]) -> Mark:
+        on_device, clock = into if stream is self._up else source, self._clock
         with self._module.stream(stream):
             for transfer in after:
                 transfer.wait()
+            start = None if clock is None else self._timed_event(stream)
             into.copy_(source, non_blocking=True)  # torch's pinned allocator notes the stream for the host's side
             on_device.record_stream(stream)
-        return self.mark(stream)
+        if clock is None:
+            return self.mark(stream)
+        end = self._timed_event(stream)
+        return TimedMark(self._module, self._device, end, start=start, track=track, clock=clock)
+
+    def _timed_event(self, stream: Any) -> Any:
+        event = _new_event(self._module, self._device, timed=True)
+        event.record(stream)
+        return event
 
 
 def has_streams(device: torch.device) -> bool:
