@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pkgutil
 import re
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -27,6 +29,33 @@ def documented(docstring: str, section_name: str = "Args") -> set[str]:
 def test_the_reference_has_every_public_name_and_no_other() -> None:
     shown = re.findall(r"^::: pagedopt\.(\w+)$", REFERENCE, flags=re.MULTILINE)
     assert sorted(shown) == sorted(NAMES)
+
+
+def shown_records() -> dict[str, type]:
+    """Return every dataclass and named tuple that the reference shows, by its path."""
+    shown = {path: resolved(path) for path in re.findall(r"^::: ([\w.]+)$", REFERENCE, flags=re.MULTILINE)}
+    return {path: found for path, found in shown.items() if field_names(found)}
+
+
+def resolved(path: str) -> Any:
+    if path.startswith("pagedopt.integrations.transformers"):
+        return None  # needs transformers, and shows no record
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def field_names(found: Any) -> list[str]:
+    if dataclasses.is_dataclass(found):
+        return [field.name for field in dataclasses.fields(found)]
+    return list(getattr(found, "_fields", ()))
+
+
+@pytest.mark.parametrize("path", shown_records())
+def test_every_field_of_a_record_is_documented_by_its_own_name(path: str) -> None:
+    """A line for two names at once would be shown as one name and a type."""
+    record = shown_records()[path]
+    told = re.findall(r"^    (\w[\w, ]*):", (inspect.getdoc(record) or "").partition("Attributes:\n")[2], re.MULTILINE)
+    assert told == field_names(record)
 
 
 @pytest.mark.parametrize("name", CALLED)

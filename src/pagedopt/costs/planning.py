@@ -62,7 +62,7 @@ class CostPlan:
         account: bytes in each place, and moved, in each part of a run.
         written_per_thousand_steps: bytes that the disk is written in 1000 steps.
         prediction: seconds of a step; None where the machine's rates are not known.
-        unpredicted: why they are not; empty where they are.
+        unpredicted: why there is no prediction; empty where there is one.
         gains: what one more GiB of each budget would buy.
         rates: those that the seconds follow from.
     """

@@ -40,9 +40,10 @@ class Rates:
     """Rates of one machine.
 
     Attributes:
-        bytes_per_second: by name: host, disk_read, disk_write, disk_both, up, down.
-        values_per_second: that an update makes, by format and dtype of the parameters: `"blockwise8/bfloat16"`.
-        seconds: of bookkeeping for each page and for each parameter in a step, by name: page, parameter.
+        bytes_per_second: by name: `host`, a copy in RAM; `disk_read`, `disk_write`, and `disk_both`, which counts both
+            ways at once; `up` and `down`, copies to and from an accelerator.
+        values_per_second: by format of the state and dtype of the parameters, such as `"blockwise8/bfloat16"`.
+        seconds: of bookkeeping in a step, for each `page` and each `parameter`.
         machine: what they were measured on; nothing of it is used but to show it and to tell machines apart.
     """
 

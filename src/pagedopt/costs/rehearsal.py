@@ -42,14 +42,14 @@ class Phase:
     """What is where at the end of a part of a run, and what that part moved.
 
     Attributes:
-        frame_nbytes: of frames allocated, on the parameters' device.
-        host_nbytes: of pages whose home is RAM (accelerators only).
-        ram_nbytes: charged to `max_host_memory`: the frames of a CPU's parameters; for an accelerator's, pinned memory
-            for pages whose home is RAM and for those that pass through it to the disk.
-        disk_nbytes: of pages whose home is the disk.
-        file_nbytes: of the spill file, which grows in extents.
+        frame_nbytes: bytes of frames allocated, on the parameters' device.
+        host_nbytes: bytes of pages whose home is RAM (accelerators only).
+        ram_nbytes: bytes charged to `max_host_memory`: the frames of a CPU's parameters; for an accelerator's, pinned
+            memory for pages whose home is RAM and for those that pass through it to the disk.
+        disk_nbytes: bytes of pages whose home is the disk.
+        file_nbytes: bytes of the spill file, which grows in extents.
         read: bytes moved from each tier, by `"host"` and `"disk"`.
-        written: bytes moved to each tier, by `"host"` and `"disk"`.
+        written: bytes moved to each tier, the same way.
     """
 
     frame_nbytes: int
@@ -68,7 +68,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """How many values are kept how: what computing a step costs is by these."""
+    """How many values are kept how: what computing a step costs is by these.
+
+    Attributes:
+        state_format: such as `"blockwise8"` or `"float32"`.
+        dtype: of the parameters, such as `"bfloat16"`.
+        count: values that are kept so.
+    """
 
     state_format: str
     dtype: str
@@ -80,21 +86,21 @@ class Account:
     """All that a rehearsal counts.
 
     Attributes:
-        page_nbytes: of a page.
-        num_pages: how many there are.
-        num_frames: how many of them can be in frames at once.
-        budget_nbytes: of frames; None: unlimited.
-        state_nbytes: of all segments, without what pages leave free.
-        construction: what is where after the constructor, and what it moved.
-        first_step: the same of the first step, which makes the pages.
-        steady_step: the same of each later step.
-        save: the same of `pagedopt.save`.
-        load: the same of `pagedopt.load` into a new optimizer.
-        checkpoint_nbytes: of the data files that `save` writes.
+        page_nbytes: bytes of a page.
+        num_pages: pages that the state takes.
+        num_frames: frames that are taken for them.
+        budget_nbytes: the most that frames may take; None: unlimited.
+        state_nbytes: bytes of all segments, without what pages leave free.
+        construction: what is where when the optimizer is constructed.
+        first_step: what is where after the first step, and what it moved.
+        steady_step: the same for each later step.
+        save: the same for `pagedopt.save`.
+        load: the same for `pagedopt.load` into a new optimizer.
+        checkpoint_nbytes: bytes of the data files that `save` writes.
         sweeps: passes over the pages in a step: 2 with tensor-wise 8-bit state, which measures first.
-        values: how many values are kept in which format.
+        values: how many values are kept how.
         memory: what `optimizer.memory_stats()` says after a step.
-        paging: what `optimizer.step_stats()` says of a steady one.
+        paging: what `optimizer.paging_stats()` counts in a later step.
     """
 
     page_nbytes: int

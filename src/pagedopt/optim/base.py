@@ -297,6 +297,8 @@ class PagedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: the groups do not match, or an entry does not fit its parameter; nothing is changed.
+            SpillError, BudgetError: there is no room for the state, or it could not be written. What was here before is
+                gone, and if that was any state, all use raises `StateLostError` until state is loaded or cleared.
         """
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():

@@ -24,7 +24,7 @@ class GlobalOptimManager:
 
     An override belongs to the very parameter object it was made for, which is held weakly: it never reaches another
     model's parameter in the same position or with a reused id, and is gone with its parameter. An override made after a
-    parameter's state exists applies from the next step on, except that state is not converted between 8 and 32 bits.
+    parameter's state exists applies from the next step on; state is then converted between 8 and 32 bits if need be.
     """
 
     _instance: GlobalOptimManager | None = None

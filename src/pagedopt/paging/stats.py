@@ -18,8 +18,8 @@ class PagingStats:
         hits: pins that found it in a frame, or on its way there.
         prefetches: reads started ahead of a pin.
         evictions: pages whose frame was given to another.
-        bytes_read: bytes asked of each tier, by `"host"` (RAM) and `"disk"`, when the transfer was started.
-        bytes_written: bytes given to each tier, by `"host"` and `"disk"`, when the transfer was started.
+        bytes_read: bytes asked of each tier, by `"host"` and `"disk"`.
+        bytes_written: bytes given to each tier, the same way.
         stalls: times that a pin or flush had to wait for a transfer.
         stalled_seconds: what they waited, together.
     """
