@@ -24,7 +24,7 @@ from bench.paged import Paged, Sizes
 from bench.results_file import Contest
 from bench.training import training_contest
 from bench.workload import Shape, Workload
-from pagedopt.paging.config import ACCELERATOR_PAGE_NBYTES, MIN_PAGE_NBYTES
+from pagedopt.paging.config import AUTOMATIC_PAGE_NBYTES, MIN_PAGE_NBYTES
 from pagedopt.units import format_bytes
 
 CASES = (
@@ -81,7 +81,7 @@ def one_tensor(accelerator: Accelerator, *, quick: bool) -> Shape:
 
 def page_nbytes(options: Options) -> int:
     """Return the bytes of a page: pagedopt's choice for an ample budget, whatever the share."""
-    return MIN_PAGE_NBYTES if options.quick else ACCELERATOR_PAGE_NBYTES
+    return MIN_PAGE_NBYTES if options.quick else AUTOMATIC_PAGE_NBYTES
 
 
 def copies_contest(options: Options, accelerator: Accelerator) -> Contest:

@@ -76,7 +76,7 @@ def test_a_thousand_steps_write_a_thousand_times_what_one_writes() -> None:
 
 
 def test_what_is_printed_names_every_number_that_decides() -> None:
-    text = str(plan("1B", max_host_memory="128MiB"))
+    text = str(plan("1B", max_host_memory="128MiB", page_size="4MiB"))
 
     for said in (
         "PagedAdamW8bit on cpu",
@@ -150,7 +150,7 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], error: type[Except
 
 def test_an_automatic_budget_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pagedopt.paging.pager.automatic_host_nbytes", lambda: 1 << 29)
-    found = plan(max_host_memory=None)
+    found = plan(max_host_memory=None, page_size="4MiB")
 
     assert found.is_automatic
     assert found.account.budget_nbytes == 1 << 29

@@ -48,20 +48,19 @@ def test_a_page_size_is_rounded_up_to_whole_blocks_and_at_least_64_kib(asked: in
 @pytest.mark.parametrize(
     ("budget", "page_nbytes"),
     [
-        (None, 4 * MIB),
-        (0, 4 * MIB),
-        (1 << 40, 4 * MIB),
-        (64 * MIB, 4 * MIB),
-        (64 * MIB - 1, 2 * MIB),
+        (None, 16 * MIB),
+        (0, 16 * MIB),
+        (1 << 40, 16 * MIB),
+        (256 * MIB, 16 * MIB),
+        (256 * MIB - 1, 8 * MIB),
         (MIB, 64 << 10),
         (1, 64 << 10),
     ],
 )
 def test_an_automatic_page_is_a_sixteenth_of_an_explicit_budget(budget: int | None, page_nbytes: int) -> None:
     assert PagingConfig(max_host_memory=budget).page_nbytes(CPU) == page_nbytes
-    ample = not budget or budget >= 16 * 16 * MIB
-    assert PagingConfig(max_gpu_memory=budget).page_nbytes(GPU) == (16 * MIB if ample else page_nbytes)
-    assert PagingConfig(max_gpu_memory=budget).page_nbytes(CPU) == 4 * MIB
+    assert PagingConfig(max_gpu_memory=budget).page_nbytes(GPU) == page_nbytes
+    assert PagingConfig(max_gpu_memory=budget).page_nbytes(CPU) == 16 * MIB
 
 
 @pytest.mark.parametrize(

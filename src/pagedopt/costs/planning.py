@@ -17,7 +17,7 @@ from pagedopt.costs.sizes import weights_of
 from pagedopt.costs.weights import ALL_LINEAR, DTYPES, Weight, lora
 from pagedopt.optim import adamw
 from pagedopt.optim.adamw import PagedAdamW
-from pagedopt.paging.config import MIN_PAGE_NBYTES, PagingConfig, ample_page_nbytes
+from pagedopt.paging.config import AUTOMATIC_PAGE_NBYTES, MIN_PAGE_NBYTES, PagingConfig
 
 OPTIMIZERS: dict[str, OptimizerClass] = {
     name: getattr(adamw, name)
@@ -236,7 +236,7 @@ def _least_budget_nbytes(config: PagingConfig, device: torch.device) -> int:
     if config.page_size is not None:
         return config.working_set * config.page_size
     page_nbytes = MIN_PAGE_NBYTES
-    while page_nbytes < ample_page_nbytes(device):
+    while page_nbytes < AUTOMATIC_PAGE_NBYTES:
         budget = config.working_set * page_nbytes
         if replace(config, max_gpu_memory=budget, max_host_memory=budget).page_nbytes(device) <= page_nbytes:
             break

@@ -10,7 +10,7 @@ import torch
 from pagedopt.costs.measurement import Setup, measure_copies, measure_disk, measure_host
 from pagedopt.doctor.check import Check
 from pagedopt.errors import SpillError
-from pagedopt.paging.config import DEFAULT_PREFETCH_DEPTH, ample_page_nbytes
+from pagedopt.paging.config import AUTOMATIC_PAGE_NBYTES, DEFAULT_PREFETCH_DEPTH
 
 SLOW_DISK = 0.5e9
 """Bytes a second, both ways together: what a disk that is no SSD, or a shared one, does not reach."""
@@ -18,7 +18,7 @@ SLOW_DISK = 0.5e9
 
 def rates(device: torch.device, folder: Path, say: Callable[[str], object]) -> Iterator[Check]:
     """Yield what the disk, the RAM and the accelerator's link can do with pages of the usual size."""
-    setup = Setup(device, folder, ample_page_nbytes(device), DEFAULT_PREFETCH_DEPTH)
+    setup = Setup(device, folder, AUTOMATIC_PAGE_NBYTES, DEFAULT_PREFETCH_DEPTH)
     say(f"measuring the disk under {folder}")
     try:
         yield _disk(measure_disk(setup))

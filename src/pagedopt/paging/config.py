@@ -20,12 +20,11 @@ MIN_PAGE_NBYTES = 64 << 10
 PAGE_ALIGNMENT = 4096
 """A page is whole blocks of every disk and whole pages of every CPU, so that it can be read past the page cache."""
 
-AUTOMATIC_PAGE_NBYTES = 4 << 20
-"""Large enough that a disk or a PCIe link runs at full speed, small enough that a working set is a few MiB."""
-
-ACCELERATOR_PAGE_NBYTES = 16 << 20
-"""A page costs the host some 100 µs of calls for its two copies and its update; a PCIe 5 link moves this in 300 µs.
-From 10 MiB on torch's allocator takes a segment for each frame, so that frames given back can become anything.
+AUTOMATIC_PAGE_NBYTES = 16 << 20
+"""A page costs some 50 µs of Python on a CPU, in which its cores wait, and 100 µs of calls on an accelerator, where a
+PCIe 5 link moves this in 300 µs. In RAM a frame takes memory as it is written, so that state which fills no page takes no
+more. On an accelerator, from 10 MiB on torch's allocator takes a segment for each frame, so that frames given back can
+become anything.
 """
 
 AUTOMATIC_PAGES_PER_BUDGET = 16
@@ -102,16 +101,15 @@ class PagingConfig:
     def page_nbytes(self, device: torch.device) -> int:
         """Return the bytes of a page of `device`.
 
-        Unless told otherwise 4 MiB in RAM, 16 MiB on an accelerator, and at most 1/16 of an explicit budget.
+        Unless told otherwise 16 MiB, and at most 1/16 of an explicit budget.
         """
         if self.page_size is not None:
             return self.page_size
         _, budget = self.frame_budget(device)
-        ample = ample_page_nbytes(device)
         if not budget:
-            return ample
+            return AUTOMATIC_PAGE_NBYTES
         share = max(budget // AUTOMATIC_PAGES_PER_BUDGET, MIN_PAGE_NBYTES)
-        return min(1 << (share.bit_length() - 1), ample)
+        return min(1 << (share.bit_length() - 1), AUTOMATIC_PAGE_NBYTES)
 
     def check_budget(self, device: torch.device) -> None:
         """Refuse an explicit budget that cannot hold the working set of `device`.
@@ -123,11 +121,6 @@ class PagingConfig:
         page_nbytes = self.page_nbytes(device)
         if budget and budget < self.working_set * page_nbytes:
             raise too_small(name, budget, page_nbytes, self.prefetch_depth)
-
-
-def ample_page_nbytes(device: torch.device) -> int:
-    """Return the bytes of an automatic page of `device` where the budget is ample."""
-    return AUTOMATIC_PAGE_NBYTES if device.type == "cpu" else ACCELERATOR_PAGE_NBYTES
 
 
 def too_small(name: str, budget: int, page_nbytes: int, prefetch_depth: int) -> BudgetError:
