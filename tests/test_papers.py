@@ -52,6 +52,11 @@ def test_the_pictures_of_the_papers_are_there() -> None:
         assert all(((ROOT / paper).parent / picture).is_file() for picture in pictures)
 
 
+def test_every_result_of_the_bench_has_its_pictures_on_the_page_of_benchmarks() -> None:
+    for results in (ROOT / "bench" / "results").glob("*.json"):
+        assert f"](pictures/{results.stem}-ratios.svg)" in _read("docs/benchmarks.md"), "make pictures draws them"
+
+
 def test_the_readme_is_one_screen() -> None:
     assert len(_read("README.md").splitlines()) <= 65
 

@@ -67,6 +67,7 @@ RESULTS: dict[str, Any] = {
     "bars": [
         {"text": "time / torch", "bar": 2.0, "aim": 1.0, "at_least": False, "measured": _spread(1.5)},
         {"text": "theirs / ours", "bar": 10.0, "aim": 20.0, "at_least": True, "measured": _spread(40.0)},
+        {"text": "must be nothing", "bar": 0.0, "aim": 0.0, "at_least": False, "measured": _spread(0.0)},
         {"text": "not run", "bar": 10.0, "aim": 20.0, "at_least": True, "measured": None},
     ],
     "contests": [
@@ -235,6 +236,7 @@ def test_our_bars_differ_from_theirs_without_colour() -> None:
 
 
 def test_what_must_be_reached_is_turned_so_that_over_1_is_missed() -> None:
+    """What must be zero is a share of nothing, and is left to the tables."""
     figure: Figure = draw_limits(read_results(RESULTS))
     (axes,) = figure.axes
 

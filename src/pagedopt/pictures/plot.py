@@ -123,5 +123,5 @@ def _of_results(results: ResultsContent) -> Iterator[tuple[str, Figure]]:
     if not results.comparisons:
         raise ValueError("no candidate was timed against a baseline: there is nothing to draw")
     yield f"{results.machine}-ratios", draw_ratios(results)
-    if results.limits:
+    if any(limit.bar for limit in results.limits):
         yield f"{results.machine}-bars", draw_limits(results)

@@ -33,11 +33,15 @@ def draw_ratios(results: ResultsContent) -> Figure:
 
 
 def draw_limits(results: ResultsContent) -> Figure:
-    """Return the picture of what must be reached: all turned so that 1 is the bar and left of it is better."""
-    figure = new_figure((SIZE[0], len(results.limits) * _BAR_INCHES * 1.3 + 1.2))
+    """Return the picture of what must be reached: all turned so that 1 is the bar and left of it is better.
+
+    What must be zero is no share of anything: the tables have it, the picture has not.
+    """
+    limits = [limit for limit in results.limits if limit.bar]
+    figure = new_figure((SIZE[0], len(limits) * _BAR_INCHES * 1.3 + 1.2))
     axes = figure.add_subplot()
-    _draw_bars(axes, [_as_share(limit) for limit in results.limits], [DARK] * len(results.limits))
-    for row, limit in enumerate(results.limits):
+    _draw_bars(axes, [_as_share(limit) for limit in limits], [DARK] * len(limits))
+    for row, limit in enumerate(limits):
         aim = _share(limit, limit.aim)
         axes.plot([aim, aim], [row - 0.45, row + 0.45], color=BLACK, linestyle=":", linewidth=2)
     axes.axvline(1.0, color=BLACK, linestyle="--", linewidth=1.2)
