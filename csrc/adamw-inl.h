@@ -88,7 +88,15 @@ void UpdateFloat32(const Run& run) {
   float* v_max = kAmsgrad ? static_cast<float*>(run.field[2]) : v;
 
   const int64_t rest = run.numel % kLanes, whole = run.numel - rest;
-  for (int64_t i = 0; i < whole; i += kLanes) Update32<kAmsgrad>(step, p + i, g + i, m + i, v + i, v_max + i);
+  constexpr int64_t kAhead = 512;  // the processor's own prefetching stops at every page of four or five arrays
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    PrefetchLine(p + i + kAhead);
+    PrefetchLine(g + i + kAhead);
+    PrefetchLine(m + i + kAhead);
+    PrefetchLine(v + i + kAhead);
+    if constexpr (kAmsgrad) PrefetchLine(v_max + i + kAhead);
+    Update32<kAmsgrad>(step, p + i, g + i, m + i, v + i, v_max + i);
+  }
   if (rest == 0) return;
 
   Padded<P, kLanes> last_p(p + whole, rest);
