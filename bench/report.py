@@ -138,7 +138,7 @@ def write_blocks(document: str, results: Sequence[Results]) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        makers = {"bars": bars_block, "rows": rows_block}
+        makers = {"bars": bars_block, "rows": rows_block, "steps": steps_block}
         if match["name"] not in makers:
             raise ValueError(f"there is no block {match['name']!r}; known are {', '.join(makers)}")
         return f"{match[1]}\n{makers[match['name']](results)}\n{match[3]}"
@@ -158,6 +158,20 @@ def bars_block(results: Sequence[Results]) -> str:
         f"{_heading(run)}\n{_markdown(_BAR_HEAD, [bar_row(bar, found) for bar, found in bars_of(run)])}"
         for run in results
     )
+
+
+def steps_block(results: Sequence[Results]) -> str:
+    """Return what the bars of steps ask for and what was measured, of all machines in one short table."""
+    rows = [
+        bar_row(bar, found)
+        for run in results
+        if run.kind in ("cpu", "gpu")
+        for bar, found in bars_of(run)
+        if found is not None
+    ]
+    columns = [_BAR_HEAD.index(name) for name in ("what must be reached", "bar", "measured", "")]
+    head, *body = [[row[column] for column in columns] for row in (_BAR_HEAD, *rows)]
+    return _markdown(head, body)
 
 
 def rows_block(results: Sequence[Results]) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pagedopt import cli
-
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"(?P<name>[a-z0-9-]+)==[^ ;]+( ; .+)?")
 
@@ -33,16 +31,6 @@ def test_every_make_command_in_a_paper_exists(paper: str) -> None:
 
     assert named
     assert named <= _targets()
-
-
-def test_the_memory_table_of_the_readme_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    block = re.search(r"<!-- pagedopt (memory [^>]*?) -->\n\n(.*?)\n<!-- end -->", _read("README.md"), flags=re.DOTALL)
-    assert block is not None
-
-    with pytest.raises(SystemExit):
-        cli.main(block[1].split())
-
-    assert capsys.readouterr().out == block[2]
 
 
 def test_the_pictures_of_the_papers_are_there() -> None:

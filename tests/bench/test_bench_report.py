@@ -43,8 +43,16 @@ def test_a_block_is_filled_and_the_rest_left_alone() -> None:
     assert write_blocks(made, [results()]) == made
 
 
+def test_the_short_table_has_steps_alone_and_what_was_measured() -> None:
+    made = write_blocks("<!-- bench: steps -->\n<!-- bench: end -->\n", [results(), results(kind="checkpoint")])
+    assert "| what must be reached | bar | measured |  |" in made
+    assert "| 8-bit, float32, 50M: time / torch fused 32-bit | ≤ 1 | 0.375 | aim |" in made
+    assert "not measured" not in made
+    assert "save" not in made
+
+
 def test_an_unknown_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="no block 'nonsense'; known are bars, rows"):
+    with pytest.raises(ValueError, match="no block 'nonsense'; known are bars, rows, steps"):
         write_blocks("<!-- bench: nonsense -->\n<!-- bench: end -->", [])
 
 

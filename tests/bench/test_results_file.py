@@ -56,6 +56,6 @@ def test_a_kept_file_is_what_its_samples_say(path: Path) -> None:
     content = json.loads(path.read_text())
     kept = from_json(content)
     assert to_json(kept) == content
-    assert path.stem == kept.machine.name
+    assert path.stem == kept.machine.name + ("-checkpoint" if kept.kind == "checkpoint" else "")
     assert not kept.is_quick
     assert not kept.commit.endswith("+"), "measured with uncommitted changes"

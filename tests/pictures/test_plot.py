@@ -273,3 +273,13 @@ def test_pictures_need_no_window_system() -> None:
     script = "import sys, pagedopt.pictures.ratios; sys.exit('matplotlib.pyplot' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_sources_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    sources = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        folder.mkdir()
+        sources.append(_results_file(folder))
+
+    with pytest.raises(ValueError, match="has the name of another source"):
+        pagedopt.plot(*sources, out=tmp_path / "pictures", formats=["svg"])

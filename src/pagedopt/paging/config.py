@@ -22,9 +22,8 @@ PAGE_ALIGNMENT = 4096
 
 AUTOMATIC_PAGE_NBYTES = 16 << 20
 """A page costs some 50 µs of Python on a CPU, in which its cores wait, and 100 µs of calls on an accelerator, where a
-PCIe 5 link moves this in 300 µs. In RAM a frame takes memory as it is written, so state that fills no page takes none for
-the rest of it. On an accelerator, from 10 MiB on torch's allocator takes a segment for each frame, so that frames given
-back can become anything.
+PCIe 5 link moves this in 300 µs. In RAM a frame takes memory only as it is written. On an accelerator, from 10 MiB on
+torch's allocator takes a segment for each frame, so that frames given back can become anything.
 """
 
 AUTOMATIC_PAGES_PER_BUDGET = 16

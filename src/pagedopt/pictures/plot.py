@@ -38,7 +38,8 @@ def plot(
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: a source is neither, or says nothing to draw; pictures of the sources before it are written.
+        ValueError: a source is neither, says nothing to draw, or has the name of one before it; pictures of the sources
+            before it are written.
         OSError: a file cannot be read or written.
     """
     if find_spec("matplotlib") is None:
@@ -49,6 +50,8 @@ def plot(
     for source in map(Path, sources):
         folder = source.parent if out is None else Path(out)
         for name, figure in _figures(source):
+            if any(path.with_suffix("") == folder / name for path in written):
+                raise ValueError(f"{source} has the name of another source; draw it into another folder")
             folder.mkdir(parents=True, exist_ok=True)
             written += save(figure, folder / name, formats)
     return written
@@ -64,7 +67,7 @@ def _figures(source: Path) -> Iterator[tuple[str, Figure]]:
         if isinstance(content, list):
             yield from _of_trace(source.stem, read_trace(content))
         else:
-            yield from _of_results(read_results(content))
+            yield from _of_results(source.stem, read_results(content))
     except ValueError as error:
         raise UnreadableError(f"{source}: {error}") from error
 
@@ -117,11 +120,11 @@ def _of_trace(stem: str, trace: TraceContent) -> Iterator[tuple[str, Figure]]:
         raise ValueError("nothing happened while it was traced: there is nothing to draw")
 
 
-def _of_results(results: ResultsContent) -> Iterator[tuple[str, Figure]]:
+def _of_results(stem: str, results: ResultsContent) -> Iterator[tuple[str, Figure]]:
     from pagedopt.pictures.ratios import draw_limits, draw_ratios
 
     if not results.comparisons:
         raise ValueError("no candidate was timed against a baseline: there is nothing to draw")
-    yield f"{results.machine}-ratios", draw_ratios(results)
+    yield f"{stem}-ratios", draw_ratios(results)
     if any(limit.bar for limit in results.limits):
-        yield f"{results.machine}-bars", draw_limits(results)
+        yield f"{stem}-bars", draw_limits(results)
