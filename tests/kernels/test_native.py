@@ -100,7 +100,7 @@ def test_single_odd_values_give_the_bits_of_the_reference(target: str, state_for
 
 
 @every_target
-@pytest.mark.parametrize("state_format", [StateFormat.FLOAT32, StateFormat.BLOCKWISE8], ids=lambda f: f.name.lower())
+@pytest.mark.parametrize("state_format", list(StateFormat), ids=lambda f: f.name.lower())
 def test_the_number_of_threads_never_changes_a_bit(target: str, state_format: StateFormat) -> None:
     """On a page large enough that it is shared out."""
     results = []
