@@ -15,8 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from pagedopt.optim.adamw import AdamW
 from pagedopt.paging.budget import Ledger
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.frames import FramePool
+from pagedopt.paging.pager import cpu_pager
 from pagedopt.paging.sweep import sweep
 from pagedopt.tiers.buffers import new_host_buffer
-from pagedopt.tiers.disk import DiskTier
 
 _DISK_NBYTES = 192 << 20
 _DISK_PAGES = 512
@@ -167,9 +165,10 @@ def measure_host() -> float:
 
 def measure_disk(setup: Setup) -> dict[str, float]:
     """Return bytes per second of pages written, of pages read, and both ways of pages read and written at once."""
-    num_frames = 1 + 2 * setup.prefetch_depth
+    config = _config_that_pages(setup)
+    num_frames = config.working_set
     count = max(min(_DISK_NBYTES // setup.page_nbytes, _DISK_PAGES), 3 * num_frames)
-    pager = _paged_to_disk(setup, num_frames)
+    pager = cpu_pager(config, Ledger(config.max_host_memory))
     try:
         noise = torch.randint(0, 256, (setup.page_nbytes,), dtype=torch.uint8, device="cpu")  # a disk may compress
         pages = _new_pages(pager, count)
@@ -181,16 +180,6 @@ def measure_disk(setup: Setup) -> dict[str, float]:
     finally:
         pager.close()
     return {"disk_read": moved / read, "disk_write": moved / written, "disk_both": 2 * moved / both}
-
-
-def _paged_to_disk(setup: Setup, num_frames: int) -> DevicePager:
-    return DevicePager(
-        page_nbytes=setup.page_nbytes,
-        prefetch_depth=setup.prefetch_depth,
-        frames=FramePool(setup.page_nbytes, new_host_buffer, Ledger(num_frames * setup.page_nbytes)),
-        open_tier=partial(DiskTier, setup.page_nbytes, setup.folder),
-        budget_name="the measurement",
-    )
 
 
 def _new_pages(pager: DevicePager, count: int) -> list[int]:
@@ -260,8 +249,9 @@ def measure_bookkeeping(setup: Setup) -> dict[str, float]:
 
 
 def _config_that_pages(setup: Setup) -> PagingConfig:
-    num_frames = 1 + 2 * setup.prefetch_depth
-    return PagingConfig(setup.page_nbytes, None, num_frames * setup.page_nbytes, None, setup.prefetch_depth)
+    """Return the config whose frames are one working set, so that every page moves."""
+    config = PagingConfig(setup.page_nbytes, None, None, setup.folder, setup.prefetch_depth)
+    return replace(config, max_host_memory=config.working_set * setup.page_nbytes)
 
 
 def _step(optimizer: AdamW, device: torch.device) -> None:

@@ -195,7 +195,7 @@ def shared_pager(config: PagingConfig) -> Pager:
 
 def _device_pager(config: PagingConfig, device: torch.device, host: Ledger) -> DevicePager:
     if device.type == "cpu":
-        return _cpu_pager(config, host)
+        return cpu_pager(config, host)
     if not has_streams(device):
         if device.type != "meta":  # which has no bytes that could move
             _say_that_copies_wait(device.type)
@@ -203,7 +203,8 @@ def _device_pager(config: PagingConfig, device: torch.device, host: Ledger) -> D
     return accelerator_pager(config, device, host, DeviceStreams(device))
 
 
-def _cpu_pager(config: PagingConfig, host: Ledger) -> DevicePager:
+def cpu_pager(config: PagingConfig, host: Ledger) -> DevicePager:
+    """Return the pager of parameters in RAM, whose frames are charged to `host`."""
     device = torch.device("cpu")
     page_nbytes = config.page_nbytes(device)
     return DevicePager(
