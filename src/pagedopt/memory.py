@@ -11,10 +11,8 @@ from rich.table import Table
 
 from pagedopt.codecs.base import StateFormat
 from pagedopt.layout import grid_of, segment_nbytes
+from pagedopt.optim.arguments import MIN_8BIT_SIZE
 from pagedopt.units import format_bytes, format_count
-
-MIN_8BIT_SIZE = 4096
-"""Parameters with fewer values keep 32-bit state in the 8-bit classes, unless told otherwise."""
 
 USUAL_SIZES = ("0.5B", "1.5B", "3B", "7B", "8B")
 """Well-known models come in these."""

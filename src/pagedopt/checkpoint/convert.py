@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedopt.checkpoint.export import MIN_8BIT_SIZE, Entries, as_bitsandbytes, as_torch
+from pagedopt.checkpoint.export import Entries, as_bitsandbytes, as_torch
 from pagedopt.checkpoint.reading import open_checkpoint
 from pagedopt.checkpoint.state_file import read_state_file, write_state_file
 from pagedopt.checkpoint.writing import ParamSource, Pieces, write_checkpoint
@@ -24,7 +24,7 @@ from pagedopt.formats.kept import Recoded
 from pagedopt.formats.recognise import recognise, shape_of
 from pagedopt.layout import Span, grid_for
 from pagedopt.optim.adamw import AdamW
-from pagedopt.optim.arguments import HYPERPARAMETERS, check_hyperparameters
+from pagedopt.optim.arguments import HYPERPARAMETERS, MIN_8BIT_SIZE, check_hyperparameters
 from pagedopt.optim.snapshots import mapped_in
 
 TARGETS = ("torch", "bitsandbytes", "pagedopt")

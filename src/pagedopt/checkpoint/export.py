@@ -15,7 +15,7 @@ from pagedopt.errors import CheckpointError
 from pagedopt.formats.bitsandbytes import write_bitsandbytes
 from pagedopt.formats.entry import Entry
 from pagedopt.formats.torch_adamw import write_torch
-from pagedopt.optim.arguments import HYPERPARAMETERS
+from pagedopt.optim.arguments import HYPERPARAMETERS, MIN_8BIT_SIZE
 from pagedopt.optim.base import PagedOptimizer
 from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.optim.snapshots import allocator_for
@@ -23,9 +23,6 @@ from pagedopt.optim.state_dicts import pack_groups
 from pagedopt.optim.store import Record, Store
 
 Format = Literal["torch", "bitsandbytes"]
-
-MIN_8BIT_SIZE = 4096
-"""bitsandbytes' default: parameters with fewer values have 32-bit state there."""
 
 
 def export_state(

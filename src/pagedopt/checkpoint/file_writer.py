@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pagedopt.checkpoint import files
-from pagedopt.checkpoint.files import DIRECT_ALIGNMENT as BLOCK
+from pagedopt.tiers.buffers import DIRECT_ALIGNMENT as BLOCK
 from pagedopt.tiers.buffers import bytes_of, new_host_buffer
 
 CHUNK = 1 << 20

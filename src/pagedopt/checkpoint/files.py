@@ -12,11 +12,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from pagedopt.tiers.buffers import DIRECT_ALIGNMENT
+
 if sys.platform != "win32":
     import fcntl
-
-DIRECT_ALIGNMENT = 4096
-"""Address, offset and length of a transfer past the page cache are multiples of this."""
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_CLOEXEC", 0)
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)

@@ -93,12 +93,16 @@ def check_hyperparameters(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: checks[name](values[name]) for name in HYPERPARAMETERS if name in values}
 
 
+MIN_8BIT_SIZE = 4096
+"""Parameters with fewer values keep 32-bit state in 8-bit classes, here and in bitsandbytes, unless told otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class StateOptions:
     """How the state of a parameter is kept: the class's choice, which a group or an override may change."""
 
     optim_bits: int = 32
-    min_8bit_size: int = 4096
+    min_8bit_size: int = MIN_8BIT_SIZE
     percentile_clipping: int = 100
     block_wise: bool = True
 
