@@ -109,7 +109,7 @@ class EmptyDisk:
     def describe(self) -> str:
         return "nothing is moved"
 
-    def home(self, page: int) -> Home:  # noqa: ARG002
+    def home(self, page: int) -> Home:  # noqa: ARG002 - as `Tier` has it, here and below
         return "disk"
 
     def reserve(self, page: int, nbytes: int) -> None:  # noqa: ARG002
