@@ -119,6 +119,27 @@ def test_the_number_of_threads_never_changes_a_bit(target: str, state_format: St
 
 
 @every_target
+@every_format
+def test_a_thread_that_flushes_subnormals_never_changes_a_bit(target: str, state_format: StateFormat) -> None:
+    """Neither the bits that it computes nor those of threads that it starts."""
+    grads = [gradients(seed, torch.float32, 1e-38) for seed in (1, 2)]
+    wide = torch.full((500_001,), 1e-20).mul_(1e-20)
+    expected = after_steps(NativeKernel(target), state_format, torch.float32, grads)
+    expected_norm = NativeKernel(target).squared_norm(wide)
+    for threads in (1, 11):  # more than any other test has started
+        torch.set_num_threads(threads)
+        assert torch.set_flush_denormal(True), "this processor cannot flush"
+        try:
+            assert (torch.tensor([1e-20]) * 1e-20).item() == 0, "the check cannot fail"
+            flushed = after_steps(NativeKernel(target), state_format, torch.float32, grads)
+            norm = NativeKernel(target).squared_norm(wide)
+        finally:
+            torch.set_flush_denormal(False)
+        assert_same(flushed, expected)
+        assert torch.equal(norm.view(torch.int32), expected_norm.view(torch.int32))
+
+
+@every_target
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_the_norm_of_a_gradient_is_the_references_to_the_bit(target: str, threads: int) -> None:
     torch.set_num_threads(threads)
