@@ -11,6 +11,13 @@
 #include <intrin.h>
 #endif
 
+// No fused multiply-add but where the source says so: every target must round alike. g++ knows no pragma, but a flag.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
+#endif
+
 namespace pagedopt {
 
 struct Bfloat16 {
