@@ -2,15 +2,21 @@
 
 #include "target.h"
 
-#if defined(PAGEDOPT_X86) && defined(_MSC_VER) && !defined(__clang__)
+#if defined(PAGEDOPT_X86) && defined(_WIN32)
 #include <immintrin.h>
 #include <intrin.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define PAGEDOPT_TARGET(feature) __attribute__((target(feature)))
+#else
+#define PAGEDOPT_TARGET(feature)
+#endif
 #endif
 
 namespace pagedopt {
 namespace {
 
-#if defined(PAGEDOPT_X86) && defined(_MSC_VER) && !defined(__clang__)
+#if defined(PAGEDOPT_X86) && defined(_WIN32)  // where clang finds no run time that would answer __builtin_cpu_supports
 
 bool HasBits(int leaf, int reg, unsigned bits) {
   int registers[4];
@@ -18,7 +24,7 @@ bool HasBits(int leaf, int reg, unsigned bits) {
   return (static_cast<unsigned>(registers[reg]) & bits) == bits;
 }
 
-bool Saves(unsigned bits) { return HasBits(1, 2, 1u << 27) && (_xgetbv(0) & bits) == bits; }
+PAGEDOPT_TARGET("xsave") bool Saves(unsigned bits) { return HasBits(1, 2, 1u << 27) && (_xgetbv(0) & bits) == bits; }
 
 bool HasAvx2() {
   // FMA and F16C; AVX2; XMM and YMM

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "codebook.h"
+#include "numbers.h"
 #include "pool.h"
 
 namespace pagedopt {
@@ -124,6 +125,7 @@ void StoreTensorwiseAbsmax(const Page& page) {
 }  // namespace
 
 void Update(const Target& target, const Page& page, int num_threads) {
+  const FloatRules rules;
   Plan& plan = ThreadPlan();
   MakePlan(page, [](StateFormat) { return true; }, plan);
   ForEachTask(plan, num_threads, [&](const Run* run, const Run* end) {
@@ -133,6 +135,7 @@ void Update(const Target& target, const Page& page, int num_threads) {
 }
 
 void Measure(const Target& target, const Page& page, int num_threads) {
+  const FloatRules rules;
   Plan& plan = ThreadPlan();
   MakePlan(page, [](StateFormat format) { return format == StateFormat::kTensorwise8; }, plan);
   std::mutex raising;
@@ -147,6 +150,7 @@ void Measure(const Target& target, const Page& page, int num_threads) {
 }
 
 double SumOfSquares(const Target& target, const void* values, Dtype dtype, int64_t numel, int num_threads) {
+  const FloatRules rules;
   const int64_t num_chunks = (numel + kChunk - 1) / kChunk;
   std::vector<double> sums(num_chunks);
   Parallel(num_chunks, num_threads, [&](int64_t chunk) {
