@@ -204,7 +204,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             if bits == 8 and checked.get("amsgrad", self.defaults["amsgrad"]):
                 raise ValueError("amsgrad=True needs 32-bit state; set amsgrad=False or optim_bits=32")
             param_group = {**param_group, **checked}
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
         for device in {param.device for param in self.param_groups[-1]["params"]}:
             self._store.pager.config.check_budget(device)
 
@@ -460,6 +460,12 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+# Torch's own, without what keeps the compiler away from it: that imports the compiler, two seconds for a constructor.
+_add_param_group: Callable[[torch.optim.Optimizer, dict[str, Any]], None] = getattr(
+    torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
+)
 
 
 def _first(result: _T | None, otherwise: _T) -> _T:
