@@ -132,6 +132,21 @@ def test_no_command_prints_colours_where_there_is_no_terminal(
         assert "\x1b" not in out + err
 
 
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - NO_DATA))
+def test_what_goes_to_a_file_has_no_padding_and_no_broken_lines(
+    name: str, run: Callable[..., Any], places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, out, _ = run(*arguments_of(name, places))
+    monkeypatch.setenv("COLUMNS", "30")
+    _, narrow, _ = run(*arguments_of(name, places))
+
+    for said in (out, narrow):
+        assert [line for line in said.splitlines() if line != line.rstrip()] == []
+    assert "…" not in narrow  # a number that is cut is another number
+    assert len(out.splitlines()) <= len(narrow.splitlines())
+
+
 def wrong_command_lines() -> Iterator[tuple[str, str]]:
     for name, command in COMMANDS.items():
         for parameter in command.params:
