@@ -89,16 +89,16 @@ struct Vec {
   };
 
   struct Pieces {
-    explicit Pieces(const Codebook& book) : first_shift_(_mm256_set1_epi32(book.first_shift)) {
-      for (int i = 0; i < kNumPieces - 1; ++i) thresholds_[i] = Set(book.threshold[i]);
-    }
+    explicit Pieces(const Codebook& book)
+        : log_factor_(_mm256_set1_epi32(book.log_factor)),
+          shift_at_log_0_(_mm256_set1_epi32(book.shift_at_log_0)),
+          next_threshold_(book.next_threshold) {}
     I ShiftOf(F x) const {
-      I shift = first_shift_;
-      for (int i = 0; i < kNumPieces - 1; ++i) shift = _mm256_add_epi32(shift, AsInt(AtMost(thresholds_[i], x)));
-      return shift;
+      const I log = _mm256_mulhi_epu16(Exponent(x), log_factor_);
+      return _mm256_add_epi32(_mm256_sub_epi32(shift_at_log_0_, log), AsInt(AtMost(next_threshold_[log], x)));
     }
-    I first_shift_;
-    F thresholds_[kNumPieces - 1];
+    I log_factor_, shift_at_log_0_;
+    Table next_threshold_;
   };
 
   static I LoadCodes(const int8_t* p) { return _mm256_cvtepi8_epi32(Load64(p)); }

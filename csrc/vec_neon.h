@@ -95,16 +95,16 @@ struct Vec {
   };
 
   struct Pieces {
-    explicit Pieces(const Codebook& book) : first_shift_(vdupq_n_s32(book.first_shift)) {
-      for (int i = 0; i < kNumPieces - 1; ++i) thresholds_[i] = Set(book.threshold[i]);
-    }
+    explicit Pieces(const Codebook& book)
+        : log_factor_(vdupq_n_s32(book.log_factor)),
+          shift_at_log_0_(vdupq_n_s32(book.shift_at_log_0)),
+          next_threshold_(book.next_threshold) {}
     I ShiftOf(F x) const {
-      I shift = first_shift_;
-      for (const F threshold : thresholds_) shift = vaddq_s32(shift, vreinterpretq_s32_u32(AtMost(threshold, x)));
-      return shift;
+      const I log = vshrq_n_s32(vmulq_s32(Exponent(x), log_factor_), 16);
+      return vaddq_s32(vsubq_s32(shift_at_log_0_, log), vreinterpretq_s32_u32(AtMost(next_threshold_[log], x)));
     }
-    I first_shift_;
-    F thresholds_[kNumPieces - 1];
+    I log_factor_, shift_at_log_0_;
+    Table next_threshold_;
   };
 
   static I LoadCodes(const int8_t* p) {

@@ -88,7 +88,7 @@ struct Vec {
   static I Exponent(F a) { return static_cast<I>(BitsOf(a) >> 23); }
   static I Mantissa24(F a, I shift) { return (AsInt(a) & 0xffffff) >> shift; }
   static I AbsInt(I a) { return a < 0 ? -a : a; }
-  static F NegateWhere(I negative, F a) { return negative < 0 ? -a : a; }
+  static F NegateWhere(I negative, F a) { return FloatOf(BitsOf(a) ^ (static_cast<uint32_t>(negative) & 0x80000000)); }
 
   struct Table {
     explicit Table(const float* entries) : entries_(entries) {}
@@ -99,9 +99,8 @@ struct Vec {
   struct Pieces {
     explicit Pieces(const Codebook& book) : book_(book) {}
     I ShiftOf(F x) const {
-      I shift = book_.first_shift;
-      for (float threshold : book_.threshold) shift -= x >= threshold;
-      return shift;
+      const I log = Exponent(x) * book_.log_factor >> 16;
+      return book_.shift_at_log_0 - log - (x >= book_.next_threshold[log & 7]);
     }
     const Codebook& book_;
   };
@@ -110,9 +109,10 @@ struct Vec {
   static I LoadCodes(const uint8_t* p) { return *p; }
   static F CodesPlus(const uint8_t* p, float bias) { return Add(ToFloat(LoadCodes(p)), Set(bias)); }
   static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
-    for (int i = 0; i < 4; ++i) {
-      const I code = BitsOf(value[i]) >> 31 ? -(size[i] < 127 ? size[i] : 127) : size[i];
-      p[i] = static_cast<int8_t>(code < 128 ? code : code - 256);
+    for (int i = 0; i < 4; ++i) {  // no branch: signs are random
+      const I negative = -static_cast<I>(BitsOf(value[i]) >> 31), most = 128 + negative;
+      const I limited = size[i] < most ? size[i] : most;
+      p[i] = static_cast<int8_t>(static_cast<uint8_t>((limited ^ negative) - negative));
     }
   }
   static void StoreCodes(uint8_t* p, const I (&code_and_one)[4]) {
