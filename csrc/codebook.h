@@ -37,6 +37,11 @@ struct Codebook {
   // The same shift from the exponent of x, by its low 5 bits: the upper 9 bits of `binade_shift` less the bits of x. A
   // binade holds at most one threshold, and from there on the subtraction borrows one.
   alignas(64) uint32_t binade_shift[32];
+
+  // The same in two lookups of a few bytes: the shift at the start of the binade, and the threshold, by the low 3 bits of a
+  // shift, from which on it is one less.
+  alignas(64) uint8_t binade_start[32];
+  alignas(64) float next_threshold[8];
 };
 
 constexpr float kSteps[2][kNumDecades] = {
@@ -94,6 +99,11 @@ constexpr Codebook MakeCodebook(bool is_signed) {
     book.threshold[piece - 1] = static_cast<float>((double(low) + double(high)) / 2);
   }
 
+  for (int piece = 0; piece < kNumPieces; ++piece) {
+    const bool is_last = piece == kNumPieces - 1;
+    book.next_threshold[(book.first_shift - piece) % 8] = is_last ? 2.0f : book.threshold[piece];
+  }
+
   for (int exponent = bias_exponent - 31; exponent <= bias_exponent; ++exponent) {
     const double low = PowerOfTwo(exponent - bias_exponent);
     double inside = 2 * low;
@@ -103,8 +113,10 @@ constexpr Codebook MakeCodebook(bool is_signed) {
       if (book.threshold[i] >= low && book.threshold[i] < 2 * low) inside = book.threshold[i];
     }
     const uint32_t mantissa = static_cast<uint32_t>((inside / low - 1) * 0x1p23);  // 2^23 carries into the exponent
+    book.binade_start[exponent % 32] = static_cast<uint8_t>(book.first_shift - piece);
     book.binade_shift[exponent % 32] = (static_cast<uint32_t>(book.first_shift - piece + exponent) << 23) + mantissa - 1;
   }
+  book.binade_start[0] = 0;  // of 2^-31, which no position has: what three zero bytes beside an exponent find
   return book;
 }
 
