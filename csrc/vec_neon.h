@@ -35,6 +35,11 @@ struct Vec {
   static void Store(Float16* p, F x) {
     vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
   }
+  template <class T>
+  static void StorePair(T* p, F a, F b) {
+    Store(p, a);
+    Store(p + kLanes, b);
+  }
 
   static F Add(F a, F b) { return vaddq_f32(a, b); }
   static F Sub(F a, F b) { return vsubq_f32(a, b); }
@@ -49,8 +54,13 @@ struct Vec {
   static F Clamp(F x, F low, F high) { return vminq_f32(vmaxq_f32(x, low), high); }
   static F Abs(F a) { return vabsq_f32(a); }
 
+  static F MinAbs(F x, F limit) { return Clamp(x, vnegq_f32(limit), limit); }
   static F MaxAbs(F a, F b) { return Max(vabsq_f32(a), b); }
   static float Largest(F a) { return vmaxvq_f32(a); }
+  static void Largest(F a, F b, float& of_a, float& of_b) {
+    of_a = Largest(a);
+    of_b = Largest(b);
+  }
 
   static M Less(F a, F b) { return vcltq_f32(a, b); }
   static M AtMost(F a, F b) { return vcleq_f32(a, b); }
@@ -73,7 +83,6 @@ struct Vec {
     const uint32x4_t sign = vandq_u32(vreinterpretq_u32_s32(negative), vdupq_n_u32(0x80000000));
     return vreinterpretq_f32_u32(veorq_u32(AsBits(a), sign));
   }
-  static M NotZero(I a) { return vtstq_s32(a, a); }
 
   struct Table {
     explicit Table(const float* entries)
@@ -108,6 +117,7 @@ struct Vec {
     std::memcpy(&four, p, 4);
     return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
   }
+  static F CodesPlus(const uint8_t* p, float bias) { return Add(ToFloat(LoadCodes(p)), Set(bias)); }
   static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
     const uint8x16_t negative = vcltzq_s8(vreinterpretq_s8_u8(HighBytes(value)));
     const uint8x16_t limit = vaddq_u8(vdupq_n_u8(128), negative);  // 128, or 127 below zero
