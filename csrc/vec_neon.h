@@ -47,8 +47,9 @@ struct Vec {
   static F Div(F a, F b) { return vdivq_f32(a, b); }
   static F Sqrt(F a) { return vsqrtq_f32(a); }
   static F Fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-  static F Min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
-  static F Max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  // Of a NaN and a number, the number: what the others do for a NaN in `a`. In `b` there is none.
+  static F Min(F a, F b) { return vminnmq_f32(a, b); }
+  static F Max(F a, F b) { return vmaxnmq_f32(a, b); }
   static F MaxOrNan(F a, F b) { return vmaxq_f32(a, b); }
   static F Clamp(F x, F low, F high) { return vminq_f32(vmaxq_f32(x, low), high); }
   static F Abs(F a) { return vabsq_f32(a); }
@@ -119,28 +120,29 @@ struct Vec {
   }
   static F CodesPlus(const uint8_t* p, float bias) { return Add(ToFloat(LoadCodes(p)), Set(bias)); }
   static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
-    I code[4];
-    for (int i = 0; i < 4; ++i) {
-      const I negative = vshrq_n_s32(vreinterpretq_s32_f32(value[i]), 31);
-      const I limited = vminq_s32(size[i], vaddq_s32(vdupq_n_s32(128), negative));
-      code[i] = vsubq_s32(veorq_s32(limited, negative), negative);
-    }
-    vst1q_s8(p, vreinterpretq_s8_u8(Narrowed(code)));
+    const uint8x16_t negative = vcltzq_s8(vreinterpretq_s8_u8(HighBytes(value)));
+    const uint8x16_t limit = vaddq_u8(vdupq_n_u8(128), negative);  // 128, or 127 below zero
+    const uint8x16_t code = vminq_u8(LowBytes(LowHalves(size[0], size[1]), LowHalves(size[2], size[3])), limit);
+    vst1q_u8(reinterpret_cast<uint8_t*>(p), vsubq_u8(veorq_u8(code, negative), negative));
   }
   static void StoreCodes(uint8_t* p, const I (&code_and_one)[4]) {
-    I code[4];
-    for (int i = 0; i < 4; ++i) code[i] = vmaxq_s32(vsubq_s32(code_and_one[i], vdupq_n_s32(1)), vdupq_n_s32(0));
-    vst1q_u8(p, Narrowed(code));
+    const uint16x8_t one = vdupq_n_u16(1);
+    const uint16x8_t low = vqsubq_u16(LowHalves(code_and_one[0], code_and_one[1]), one);
+    const uint16x8_t high = vqsubq_u16(LowHalves(code_and_one[2], code_and_one[3]), one);
+    vst1q_u8(p, LowBytes(low, high));
   }
 
  private:
   static uint32x4_t AsBits(F a) { return vreinterpretq_u32_f32(a); }
-  static uint8x16_t Narrowed(const I (&code)[4]) {  // the low byte of each
-    const uint16x8_t low = vcombine_u16(Low16(code[0]), Low16(code[1]));
-    const uint16x8_t high = vcombine_u16(Low16(code[2]), Low16(code[3]));
-    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+  static uint16x8_t LowHalves(I a, I b) { return vuzp1q_u16(vreinterpretq_u16_s32(a), vreinterpretq_u16_s32(b)); }
+  static uint8x16_t LowBytes(uint16x8_t a, uint16x8_t b) {
+    return vuzp1q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b));
   }
-  static uint16x4_t Low16(I a) { return vmovn_u32(vreinterpretq_u32_s32(a)); }
+  static uint8x16_t HighBytes(const F (&x)[4]) {  // with the signs
+    const uint16x8_t low = vuzp2q_u16(vreinterpretq_u16_f32(x[0]), vreinterpretq_u16_f32(x[1]));
+    const uint16x8_t high = vuzp2q_u16(vreinterpretq_u16_f32(x[2]), vreinterpretq_u16_f32(x[3]));
+    return vuzp2q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+  }
 };
 
 }  // namespace
