@@ -69,6 +69,7 @@ bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and
 # The variable silences a note of the theme's authors on what comes after mkdocs.
 docs: $(STAMPS)/docs  ## build the site into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html opens as it is; its search needs a server: $(BIN)/mkdocs serve"
 
 check: docs $(STAMPS)/check  ## lint, format, types, who may import whom, and the docs
 	$(BIN)/ruff check .
