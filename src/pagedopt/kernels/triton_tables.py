@@ -30,8 +30,10 @@ from torch import Tensor
 from pagedopt.codecs.base import BLOCK, StateFormat
 from pagedopt.kernels.args import Column, Operands, Scalar
 
-TILE_BLOCKS = 4
-"""Blocks of a tile. 1024 values on 4 warps take at most 96 registers a thread, so an SM works at five tiles at once."""
+TILE_BLOCKS = 16
+"""Blocks of a tile: many values share the tables that 8 bits need in shared memory, and still 256 threads take no more
+than 128 registers each, so an SM works at two tiles at once.
+"""
 
 ENDLESS = 1 << 30
 """Blocks: more than any segment has, few enough for 32 bits."""
