@@ -333,15 +333,24 @@ def _by_width(times: dict[str, float], kind: str) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def table(arch: int) -> str:
-    """Return the counts of every kernel for `sm_<arch>` in Markdown."""
+def chosen(only: str) -> list[tuple[str, StateFormat, str, str]]:
+    """Return the kernels whose title begins with `only`."""
+    return [instance for instance in INSTANCES if title(*instance).startswith(only)]
+
+
+def title(name: str, _: StateFormat, param: str, grad: str) -> str:
+    return f"{name}, {param}, {grad}"
+
+
+def table(arch: int, only: str) -> str:
+    """Return the counts of the chosen kernels for `sm_<arch>` in Markdown."""
     head = "| state, parameter, gradient | registers | threads | instructions a value | busiest pipe | share |"
     rows = [head, "|---|---|---|---|---|---|"]
-    for name, state_format, param, grad in INSTANCES:
-        found = count(arch, state_format, param, grad)
+    for instance in chosen(only):
+        found = count(arch, *instance[1:])
         busiest = max(found.clocks, key=lambda pipe: found.clocks[pipe])
         rows.append(
-            f"| {name}, {param}, {grad} | {found.registers} | {found.threads} | {found.instructions:.0f} "
+            f"| {title(*instance)} | {found.registers} | {found.threads} | {found.instructions:.0f} "
             f"| {busiest}, {found.clocks[busiest]:.1f} of {found.memory_clocks:.1f} clocks | {found.share:.2f} |"
         )
     return "\n".join(rows)
@@ -351,13 +360,14 @@ def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(prog="python -m bench.instructions", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, choices=GPUS, default=90, help="sm_80, sm_89 or sm_90")
+    parser.add_argument("--only", default="", metavar="TITLE", help="kernels whose title begins so")
     parser.add_argument("--json", action="store_true", help="everything that was counted")
     given = parser.parse_args()
     if given.json:
-        counts = [[*instance, asdict(count(given.arch, *instance[1:]))] for instance in INSTANCES]
+        counts = {title(*instance): asdict(count(given.arch, *instance[1:])) for instance in chosen(given.only)}
         print(json.dumps(counts))
     else:
-        print(f"{GPUS[given.arch].name}, Triton {triton.__version__}\n\n{table(given.arch)}")
+        print(f"{GPUS[given.arch].name}, Triton {triton.__version__}\n\n{table(given.arch, given.only)}")
 
 
 if __name__ == "__main__":
