@@ -68,12 +68,13 @@ def compile_object(folder: Path, source: Path, system: str, *flags: str) -> Path
     return made
 
 
-def build(folder: Path, *flags: str) -> Path:
+def build(folder: Path, *, neon_flags: tuple[str, ...] = ()) -> Path:
     """Return the program of arm_machine.cpp."""
-    names = ("page", "dispatch", *(f"target_{name}" for name in TARGETS))
+    common = ("-O3", "-fno-exceptions", "-DPAGEDOPT_ARM")
+    names = ("page", "dispatch", "target_scalar")
     sources = [Path(__file__).with_suffix(".cpp"), *(CSRC / f"{name}.cpp" for name in names)]
-    flags = ("-O3", "-fno-exceptions", "-DPAGEDOPT_ARM", *flags)
-    objects = [compile_object(folder, source, _BARE, *flags) for source in sources]
+    objects = [compile_object(folder, source, _BARE, *common) for source in sources]
+    objects.append(compile_object(folder, CSRC / "target_neon.cpp", _BARE, *common, *neon_flags))
     image = folder / "image"
     _compiler(folder, _BARE, "-nostdlib", "-static", *map(str, objects), "-o", str(image))
     return image

@@ -51,10 +51,11 @@ def after_steps(
     param_dtype: torch.dtype,
     grads_by_step: list[list[Tensor]],
     recipe: Recipe = DEFAULTS,
+    params: list[Tensor] | None = None,
 ) -> Outcome:
-    """Make a step with each of the gradients."""
+    """Make a step with each of the gradients, by default on parameters of the size of gradients."""
     pages = Pages(SHAPES, [state_format] * len(SHAPES), capacity=1 << 14)
-    params = gradients(0, param_dtype)
+    params = [param.clone() for param in params] if params else gradients(0, param_dtype)
     for step, grads in enumerate(grads_by_step, start=1):
         pages.update(kernel, operands_of(params, list(grads), [scalars(step, recipe)]))
     return Outcome(params, [pages.state(operand) for operand in range(len(SHAPES))], pages)

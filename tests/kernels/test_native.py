@@ -60,6 +60,23 @@ def test_single_odd_values_give_the_bits_of_the_reference(
 
 @every_target
 @every_format
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_odd_parameters_give_the_bits_of_the_reference(
+    target: str, state_format: StateFormat, dtype: torch.dtype
+) -> None:
+    """Subnormal ones, and others that are no numbers, beside those that an instruction for many rounds right."""
+    params = gradients(0, dtype)
+    for value in (float("nan"), float("inf"), torch.finfo(dtype).tiny / 2, -torch.finfo(dtype).tiny / 8):
+        params = [param.roll(5) for param in with_value(params, value)]
+    grads, recipe = [gradients(seed, dtype) for seed in (1, 2)], Recipe(lr=1e-41)
+    ours = after_steps(NativeKernel(target), state_format, dtype, grads, recipe, params)
+    theirs = after_steps(ReferenceKernel(), state_format, dtype, grads, recipe, params)
+    assert_same_but_kinds_of_nan(ours, theirs)
+    assert any(((param != 0) & (param.abs() < torch.finfo(dtype).tiny)).any() for param in theirs.params)
+
+
+@every_target
+@every_format
 def test_a_scaled_gradient_gives_the_bits_of_the_reference(target: str, state_format: StateFormat) -> None:
     recipe = Recipe(lr=0.3, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1, grad_scale=0.37)
     grads = [gradients(seed, torch.bfloat16) for seed in (1, 2, 3)]
