@@ -250,3 +250,18 @@ def chunks(read_end: int) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
+
+
+def test_a_plan_shows_no_log_of_the_packages_that_it_asks(tmp_path: Path) -> None:
+    """They are imported for what they know, and say on the way what they could not load."""
+    (tmp_path / "transformers.py").write_text(
+        "import logging\nlogging.warning('no kernels here')\n__version__ = '0'\nCONFIG_MAPPING = {}"
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "whatever"}')
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])}
+    arguments = ["plan", str(tmp_path / "config.json"), "--no-rates"]
+    ended = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=100)
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: transformers 0 does not know the family 'whatever'")
+    assert ended.stderr.count("\n") == 1

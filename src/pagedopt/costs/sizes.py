@@ -148,7 +148,8 @@ def _of_text(text: str) -> Iterable[Weight]:
             return tuple(_of_count(text))
         except ValueError:
             raise SizesError(
-                f"there is no file or folder {text!r}, and it is no number of parameters such as 7B"
+                f"there is no file or folder {text!r}, and it is no number of parameters such as 7B; of a model on a "
+                "hub, download the config.json"
             ) from None
     return _of_path(path)
 
