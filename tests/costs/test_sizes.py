@@ -67,8 +67,14 @@ def test_named_parameters_and_plain_ones_are_the_same_sizes() -> None:
     assert [weight.name for weight in named] == [name for name, _ in trained.named_parameters()]
 
 
-@pytest.mark.parametrize("count", [7_000_000_000, "7B", "7e9"])
-def test_a_number_is_one_vector(count: int | str) -> None:
+def test_an_optimizer_has_the_sizes_of_its_groups() -> None:
+    groups = parameter_groups(model())
+
+    assert weights_of(torch.optim.AdamW(groups)) == weights_of(groups)
+
+
+@pytest.mark.parametrize("count", [7_000_000_000, 7e9, "7B", "7e9", "7,000,000,000"])
+def test_a_number_is_one_vector(count: float | str) -> None:
     assert facts(weights_of(count, torch.float16)) == [("params", (7_000_000_000,), torch.float16)]
 
 
@@ -147,7 +153,7 @@ def test_what_cannot_be_read_is_an_error_that_says_why(tmp_path: Path) -> None:
             weights_of(tmp_path / name)
 
 
-@pytest.mark.parametrize("source", [True, None, 3.5, [3]])
+@pytest.mark.parametrize("source", [True, None, 3.5, float("nan"), float("inf"), [3]])
 def test_what_is_no_source_is_a_type_error(source: object) -> None:
     with pytest.raises(TypeError):
         weights_of(source)

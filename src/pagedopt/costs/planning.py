@@ -126,8 +126,9 @@ def plan(
     nothing. The seconds follow from rates; those of this machine are measured once, in some seconds, and kept.
 
     Args:
-        model_or_sizes: a model (on the meta device, if it should take no memory), parameters or groups, a folder or
-            file with a `config.json` or safetensors, the content of a `config.json`, or a number such as `"7B"`.
+        model_or_sizes: a model (on the meta device, if it should take no memory), parameters, groups or an optimizer
+            that has them, a folder or file with a `config.json` or safetensors, the content of a `config.json`, or a
+            number such as `"7B"`.
         optimizer: one of the six classes or its name.
         optim_bits: as of that class; so are all up to `prefetch_depth`.
         amsgrad: as of that class.

@@ -3,7 +3,7 @@
 | given                              | read                                                            |
 |------------------------------------|-----------------------------------------------------------------|
 | a `torch.nn.Module`                | its parameters that require gradients (meta tensors will do)    |
-| parameters, or groups of them      | theirs; options of a group such as `optim_bits` hold            |
+| parameters, groups, an optimizer   | theirs; options of a group such as `optim_bits` hold            |
 | a folder                           | its safetensors files, else its `config.json`                   |
 | `*.safetensors`, or an index       | the headers                                                     |
 | `config.json`, or what is in one   | the shapes of its family, else of what transformers makes of it |
@@ -59,8 +59,10 @@ def _found(source: Any) -> Iterable[Weight]:
         return _of_module(source)
     if isinstance(source, bool):
         raise TypeError(f"a model or its sizes must be given, got {source!r}")
-    if isinstance(source, int):
-        return _of_count(str(source))
+    if isinstance(source, int) or (isinstance(source, float) and source.is_integer()):
+        return _of_count(str(int(source)))
+    if isinstance(source, torch.optim.Optimizer):
+        return _of_parameters(source.param_groups)
     if isinstance(source, (str, os.PathLike)):
         return _of_text(os.fspath(source))
     if isinstance(source, Mapping):
