@@ -32,7 +32,7 @@ RUNS: dict[str, list[str]] = {
 }
 """Arguments with which a command does little, by command."""
 
-COMMAND = [sys.executable, "-c", "from pagedopt.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "pagedopt"]
 
 NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
