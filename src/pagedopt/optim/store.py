@@ -3,9 +3,8 @@
     Record   one parameter: its format, its segments (page, offsets), its step and, with clipping, its gradient norms
     Store    the records of one optimizer; reads and writes whole arrays through the pager, page by page
 
-What is shown is a copy. It is watched: if its bytes changed by the next time the store is used, they go back into the
-pages, and while somebody holds it, it is brought up to date after every step. So `state[p]["exp_avg"].zero_()` does
-what it says. `optim.parts` says how a parameter that is cut over processes is shown.
+What is shown is a copy that is watched (`optim.lent`). `optim.parts` says how a parameter that is cut over processes is
+shown.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from xxhash import xxh3_64_intdigest
 
 from pagedopt.codecs.base import FIELDS, Field, Per, StateFormat
 from pagedopt.errors import StateLostError
@@ -27,10 +25,10 @@ from pagedopt.formats.entry import PIECE, Reader, Values
 from pagedopt.formats.kept import Kept, Recoded
 from pagedopt.layout import Grid, Segment, fit, grid_for
 from pagedopt.optim.counters import StepCounters
+from pagedopt.optim.lent import LentCopies
 from pagedopt.optim.parts import Part
 from pagedopt.paging.pager import DevicePager, Pager
 from pagedopt.paging.sweep import sweep
-from pagedopt.tiers.buffers import bytes_of
 
 _PLACING = threading.Lock()
 """One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
@@ -82,17 +80,6 @@ class Record:
         return self.part.show(local, self.grid.blocks_per_row if array.per is Per.BLOCK else None)
 
 
-@dataclass(slots=True)
-class _Lent:
-    """A copy handed out: `alias` shares its memory; `holder` is dead once nobody has it."""
-
-    record: Record
-    index: int
-    alias: Tensor
-    holder: weakref.ref[Tensor]
-    digest: int
-
-
 class Store:
     """The state of one optimizer's parameters, in pages of `pager`.
 
@@ -106,7 +93,7 @@ class Store:
         self.lock = threading.RLock()
         self.version = 0
         """Moves when a record comes or goes."""
-        self._lent: dict[tuple[int, int], _Lent] = {}
+        self._lent = LentCopies()
         self._lost: StateLostError | None = None
         self._claims: dict[int, list[tuple[DevicePager, int]]] = {}
         weakref.finalize(self, _release, self._claims).atexit = False
@@ -149,8 +136,7 @@ class Store:
         record = self.records.pop(parameter, None)
         if record is None:
             return
-        for index in range(len(record.shown)):
-            self._lent.pop((id(record), index), None)
+        self._lent.forget(record)
         self.counters.free(record.slot)
         _release({0: self._claims.pop(id(record))})
         self.version += 1
@@ -265,39 +251,16 @@ class Store:
         with self.lock:
             self.settle()
             self.check_whole()
-            lent = self._lent.get((id(record), index))
-            held = lent.holder() if lent is not None else None
             array = record.shown[index]
-            if held is not None:
-                return record.as_shown(array, held)
-            with torch.inference_mode(mode=False), torch.no_grad():
-                out = torch.empty(record.array_shape(array), dtype=array.dtype, device="cpu")
-                self.read(record, {index: out})
-                alias = out.detach()
-            self._lent[(id(record), index)] = _Lent(record, index, alias, weakref.ref(out), _digest(alias))
-            return record.as_shown(array, out)
+            return record.as_shown(array, self._lent.lend(self, record, index))
 
     def settle(self) -> None:
-        """Write changed copies back into the pages and forget those that nobody holds."""
-        for key, lent in list(self._lent.items()):
-            held = lent.holder() is not None  # asked first: a change made before the last holder went is then seen
-            digest = _digest(lent.alias)
-            if digest != lent.digest:
-                self.check_whole()
-                self.overwrite(lent.record, {lent.index: lent.alias})
-                lent.digest = digest
-            if not held:
-                del self._lent[key]
+        """Write lent copies that changed back into the pages."""
+        self._lent.settle(self)
 
     def refresh(self) -> None:
-        """Bring the copies that are still held up to date after a step."""
-        for key, lent in list(self._lent.items()):
-            if lent.holder() is None:
-                del self._lent[key]
-                continue
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self.read(lent.record, {lent.index: lent.alias})
-            lent.digest = _digest(lent.alias)
+        """Bring lent copies that are still held up to date after a step."""
+        self._lent.refresh(self)
 
 
 def _claim(pager: DevicePager, grid: Grid, state_format: StateFormat) -> Iterator[tuple[int, Segment]]:
@@ -336,8 +299,3 @@ def _array(frame: Tensor, record: Record, segment: Segment, index: int) -> Tenso
     array = FIELDS[record.state_format][index]
     offset = segment.offsets[index]
     return frame[offset : offset + segment.count(array.per) * array.dtype.itemsize].view(array.dtype)
-
-
-def _digest(tensor: Tensor) -> int:
-    """Return a hash of the bytes, not of the version counter, which writes through `.data` or NumPy do not move."""
-    return xxh3_64_intdigest(bytes_of(tensor))
