@@ -347,9 +347,11 @@ class PagedOptimizer(torch.optim.Optimizer):
             except BaseException:
                 self.param_groups = before
                 raise
-            self._state_map.clear()
+            foreign = {key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)}
             try:
+                self._state_map.clear()
                 self._placement.write(incoming)
+                self._state_map.update(foreign)
             except BaseException as error:
                 self.param_groups = before
                 self._state_map.clear()
@@ -361,7 +363,6 @@ class PagedOptimizer(torch.optim.Optimizer):
                         )
                     )
                 raise
-            self._state_map.update({key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)})
 
     @contextmanager
     def settled(self) -> Iterator[Store]:

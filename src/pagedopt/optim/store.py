@@ -13,7 +13,7 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +28,7 @@ from pagedopt.optim.counters import StepCounters
 from pagedopt.optim.lent import LentCopies
 from pagedopt.optim.parts import Part
 from pagedopt.paging.pager import DevicePager, Pager
-from pagedopt.paging.sweep import sweep
+from pagedopt.paging.sweep import pinned, sweep
 
 _PLACING = threading.Lock()
 """One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
@@ -95,7 +95,7 @@ class Store:
         """Moves when a record comes or goes."""
         self._lent = LentCopies()
         self._lost: StateLostError | None = None
-        self._claims: dict[int, list[tuple[DevicePager, int]]] = {}
+        self._claims: dict[Record, list[int]] = {}
         weakref.finalize(self, _release, self._claims).atexit = False
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -109,18 +109,15 @@ class Store:
         pager = self.pager.on(device)
         grid = grid_for(part.local_shape, state_format)
         record = Record(state_format, grid, part, device, pager, self.counters.new())
-        claims: list[tuple[DevicePager, int]] = []
+        claims: list[int] = []
+        self._claims[record] = claims
         try:
             with _PLACING:
-                for page, segment in _claim(pager, grid, state_format):
-                    claims.append((pager, page))
-                    record.segments.append((page, segment))
+                record.segments.extend(_claim(pager, grid, state_format, claims))
+            self.records[parameter] = record
         except BaseException:
-            _release({0: claims})
-            self.counters.free(record.slot)
+            self._give_up(record)
             raise
-        self._claims[id(record)] = claims
-        self.records[parameter] = record
         self.version += 1
         return record
 
@@ -136,18 +133,25 @@ class Store:
         record = self.records.pop(parameter, None)
         if record is None:
             return
-        self._lent.forget(record)
-        self.counters.free(record.slot)
-        _release({0: self._claims.pop(id(record))})
         self.version += 1
         if not self.records:
             self._lost = None
+        self._give_up(record)
 
     def clear(self) -> None:
         """Release all state; a store whose state was lost is whole again."""
         for parameter in list(self.records):
             self.discard(parameter)
+        for record in list(self._claims):  # of a `discard` that was interrupted
+            self._give_up(record)
         self._lost = None
+
+    def _give_up(self, record: Record) -> None:
+        """Give back the pages and the counter of a record that is, or never came to be, some parameter's."""
+        self._lent.forget(record)
+        record.pager.release_all(self._claims[record])
+        del self._claims[record]
+        self.counters.free(record.slot)
 
     # -- lost state ---------------------------------------------------------------------------------------------------
 
@@ -191,9 +195,12 @@ class Store:
             page, segment = record.segments[first]
             low, high = segment.bounds(per)
             count = min(high, stop) - start
-            with _pinned(record.pager, page, dirty=False) as frame:
-                array = _array(frame, record, segment, index)
+            frames = pinned(record.pager, page, dirty=False)
+            try:
+                array = _array(next(frames), record, segment, index)
                 into[into.numel() - (stop - start) :][:count].copy_(array[start - low : start - low + count])
+            finally:
+                frames.close()
             start, first = start + count, first + 1
 
     def take(self, record: Record, reader: Reader) -> None:
@@ -263,7 +270,9 @@ class Store:
         self._lent.refresh(self)
 
 
-def _claim(pager: DevicePager, grid: Grid, state_format: StateFormat) -> Iterator[tuple[int, Segment]]:
+def _claim(
+    pager: DevicePager, grid: Grid, state_format: StateFormat, claims: list[int]
+) -> Iterator[tuple[int, Segment]]:
     """Claim room for all blocks of `grid` in the page being filled and the pages after it."""
     block = 0
     while block < grid.num_blocks:
@@ -272,26 +281,15 @@ def _claim(pager: DevicePager, grid: Grid, state_format: StateFormat) -> Iterato
         if segment is None:
             pager.close_page()
             continue
-        pager.claim(page, segment.offsets[0] + segment.nbytes)
+        pager.claim(page, segment.offsets[0] + segment.nbytes, claims)
         block = segment.stop_block
         yield page, segment
 
 
-def _release(claims: dict[int, list[tuple[DevicePager, int]]]) -> None:
+def _release(claims: dict[Record, list[int]]) -> None:
     """Give claims back to their pagers. A function of its own: a finalizer must not keep its store alive."""
-    for pages in claims.values():
-        while pages:
-            pager, page = pages.pop()
-            pager.release(page)
-
-
-@contextmanager
-def _pinned(pager: DevicePager, page: int, *, dirty: bool) -> Iterator[Tensor]:
-    frame = pager.pin(page)
-    try:
-        yield frame
-    finally:
-        pager.unpin(page, dirty=dirty)
+    for record, pages in claims.items():
+        record.pager.release_all(pages)
 
 
 def _array(frame: Tensor, record: Record, segment: Segment, index: int) -> Tensor:
