@@ -113,7 +113,11 @@ class Store:
         self._claims[record] = claims
         try:
             with _PLACING:
-                record.segments.extend(_claim(pager, grid, state_format, claims))
+                try:
+                    record.segments.extend(_claim(pager, grid, state_format, claims))
+                except BaseException:
+                    pager.close_page()  # it may wait to be claimed, and nobody will
+                    raise
             self.records[parameter] = record
         except BaseException:
             self._give_up(record)
@@ -288,8 +292,13 @@ def _claim(
 
 def _release(claims: dict[Record, list[int]]) -> None:
     """Give claims back to their pagers. A function of its own: a finalizer must not keep its store alive."""
-    for record, pages in claims.items():
-        record.pager.release_all(pages)
+    try:
+        for record, pages in claims.items():
+            record.pager.release_all(pages)
+    except KeyboardInterrupt:  # a finalizer swallows it, and nobody comes again
+        for record, pages in claims.items():
+            record.pager.release_all(pages)
+        raise
 
 
 def _array(frame: Tensor, record: Record, segment: Segment, index: int) -> Tensor:
