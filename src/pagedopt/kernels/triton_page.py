@@ -23,10 +23,10 @@ from pagedopt.kernels.triton_codec import (
     decode,
     encode,
     floored,
+    inverted,
     keepable,
     load_constants,
-    load_encoders,
-    load_values,
+    without_zeros,
 )
 
 _TABLES = ["tiles", "segments", "operands", "scalars", "codec", "absmax", "frame"]
@@ -113,7 +113,7 @@ def measure_page(
         _, min_root, max_root = load_constants(codec)
 
         _, m, root = _advance_tensorwise(segment, first, within, mask, g, scalars, frame.to(tl.int64), codec, 0)
-        _, _, m_absmax, root_absmax = keepable(m, root, min_root, max_root)
+        _, _, m_absmax, root_absmax, _ = keepable(m, root, min_root, max_root)
 
         # The bits of floats that are not negative order as they do, and the largest is the same in any order.
         bits = (absmax + tl.load(segment + 0) * 2).to(tl.pointer_type(tl.int32))
@@ -272,8 +272,8 @@ def _update_blocks(
     first, within, mask, has_block = _blocks_of_tile(segment, tile, BLOCKS, LAYOUT)
     block = tile * BLOCKS + tl.arange(0, BLOCKS)
     param = _address(operand + 0, segment, PARAM)
-    m_pointer = _pointers(page + tl.load(segment + 4), first, within, tl.int8, LAYOUT)
-    root_pointer = _pointers(page + tl.load(segment + 5), first, within, tl.int8, LAYOUT)
+    m_pointer = _pointers(page + tl.load(segment + 4), first, within, tl.uint8, LAYOUT)
+    root_pointer = _pointers(page + tl.load(segment + 5), first, within, tl.uint8, LAYOUT)
     m_absmax_pointer = _array(page, segment + 6, tl.float32) + block
     root_absmax_pointer = _array(page, segment + 7, tl.float32) + block
     p = _load_float(param, first, within, mask, PARAM, LAYOUT)
@@ -282,26 +282,23 @@ def _update_blocks(
     root_codes = tl.load(root_pointer, mask=mask, other=0)
     m_absmax = tl.load(m_absmax_pointer, mask=has_block, other=0.0)
     root_absmax = tl.load(root_absmax_pointer, mask=has_block, other=0.0)
-    m_values, root_values = load_values(codec)
-    m_thresholds, m_slopes, root_thresholds, root_slopes = load_encoders(codec)
     floor, min_root, max_root = load_constants(codec)
 
-    m = decode(m_values, m_codes, m_absmax[:, None])
-    root = decode(root_values, root_codes, root_absmax[:, None])
+    m = decode(codec, m_codes, m_absmax[:, None], True, LAYOUT > 0)
+    root = decode(codec, root_codes, root_absmax[:, None], False, LAYOUT > 0)
 
     u, m, root = _advance_8bit(m, root, g, scalars)
     _store_float(param, first, within, mask, _stepped(p, u, scalars), PARAM, LAYOUT, BY_HAND)
 
-    m, root, m_absmax, root_absmax = keepable(m, root, min_root, max_root)
+    m, root, m_absmax, root_absmax, is_special = keepable(m, root, min_root, max_root)
     m_absmax, root_absmax = floored(m_absmax, floor), floored(root_absmax, floor)
-
-    m_codes = encode(codec, m, m_absmax[:, None], m_thresholds, m_slopes, True)
-    root_codes = encode(codec, root, root_absmax[:, None], root_thresholds, root_slopes, False)
-
     tl.store(m_absmax_pointer, m_absmax, mask=has_block)
     tl.store(root_absmax_pointer, root_absmax, mask=has_block)
-    tl.store(m_pointer, m_codes, mask=mask)
-    tl.store(root_pointer, root_codes, mask=mask)
+
+    m_codes = encode(codec, m, inverted(m_absmax)[:, None], True, LAYOUT > 0)
+    tl.store(m_pointer, without_zeros(m_codes, m, is_special), mask=mask)
+    root_codes = encode(codec, root, inverted(root_absmax)[:, None], False, LAYOUT > 0)
+    tl.store(root_pointer, without_zeros(root_codes, root, is_special), mask=mask)
 
 
 @triton.jit
@@ -323,29 +320,27 @@ def _tensorwise_tile(
     param = _address(operand + 0, segment, PARAM)
     p = _load_float(param, first, within, mask, PARAM, LAYOUT)
     g = _load_float(_address(operand + 1, segment, GRAD), first, within, mask, GRAD, LAYOUT)
-    m_thresholds, m_slopes, root_thresholds, root_slopes = load_encoders(codec)
     floor, min_root, max_root = load_constants(codec)
 
     u, m, root = _advance_tensorwise(segment, first, within, mask, g, scalars, page, codec, LAYOUT)
     _store_float(param, first, within, mask, _stepped(p, u, scalars), PARAM, LAYOUT, BY_HAND)
 
-    m, root, _, _ = keepable(m, root, min_root, max_root)
-    m_codes = encode(codec, m, floored(tl.load(absmax + 0), floor), m_thresholds, m_slopes, True)
-    root_codes = encode(codec, root, floored(tl.load(absmax + 1), floor), root_thresholds, root_slopes, False)
-
-    tl.store(_pointers(page + tl.load(segment + 4), first, within, tl.int8, LAYOUT), m_codes, mask=mask)
-    tl.store(_pointers(page + tl.load(segment + 5), first, within, tl.int8, LAYOUT), root_codes, mask=mask)
+    m, root, _, _, is_special = keepable(m, root, min_root, max_root)
+    m_pointer = _pointers(page + tl.load(segment + 4), first, within, tl.uint8, LAYOUT)
+    m_codes = encode(codec, m, inverted(floored(tl.load(absmax + 0), floor)), True, LAYOUT > 0)
+    tl.store(m_pointer, without_zeros(m_codes, m, is_special), mask=mask)
+    root_pointer = _pointers(page + tl.load(segment + 5), first, within, tl.uint8, LAYOUT)
+    root_codes = encode(codec, root, inverted(floored(tl.load(absmax + 1), floor)), False, LAYOUT > 0)
+    tl.store(root_pointer, without_zeros(root_codes, root, is_special), mask=mask)
 
 
 @triton.jit
 def _advance_tensorwise(segment, first, within, mask, g, scalars, page, codec, LAYOUT: tl.constexpr):
     """Return the update, and the new m and sqrt(v), of a tile of a tensor-wise segment."""
-    m_codes = tl.load(_pointers(page + tl.load(segment + 4), first, within, tl.int8, LAYOUT), mask=mask, other=0)
-    root_codes = tl.load(_pointers(page + tl.load(segment + 5), first, within, tl.int8, LAYOUT), mask=mask, other=0)
-    m_values, root_values = load_values(codec)
-
-    m = decode(m_values, m_codes, tl.load(_array(page, segment + 6, tl.float32)))
-    root = decode(root_values, root_codes, tl.load(_array(page, segment + 7, tl.float32)))
+    m_codes = tl.load(_pointers(page + tl.load(segment + 4), first, within, tl.uint8, LAYOUT), mask=mask, other=0)
+    root_codes = tl.load(_pointers(page + tl.load(segment + 5), first, within, tl.uint8, LAYOUT), mask=mask, other=0)
+    m = decode(codec, m_codes, tl.load(_array(page, segment + 6, tl.float32)), True, LAYOUT > 0)
+    root = decode(codec, root_codes, tl.load(_array(page, segment + 7, tl.float32)), False, LAYOUT > 0)
     return _advance_8bit(m, root, g, scalars)
 
 
@@ -442,7 +437,9 @@ def _blocks_of_tile(segment, tile, BLOCKS: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _pointers(address, first, within, DTYPE: tl.constexpr, LAYOUT: tl.constexpr):
     pointer = address.to(tl.pointer_type(DTYPE)) + first
-    if LAYOUT > 0:
+    if LAYOUT == 2:
+        pointer = tl.multiple_of(pointer, 16 if DTYPE.primitive_bitwidth > 8 else 8)
+    if LAYOUT == 1:
         pointer = tl.multiple_of(pointer, DTYPE.primitive_bitwidth // 2)
     return pointer + within
 
