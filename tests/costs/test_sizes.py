@@ -95,6 +95,24 @@ def test_a_safetensors_file_an_index_and_their_folder_say_the_same(tmp_path: Pat
         assert set(facts(weights_of(source))) == expected
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
+
+
+@pytest.mark.parametrize(
+    "shards", [{}, {"a.safetensors": POINTER}, {"a.safetensors": POINTER, "b.safetensors": POINTER}]
+)
+def test_a_clone_without_its_large_files_is_planned_by_its_config(shards: dict[str, str], tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name, content in shards.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(SizesError, match=r"is not beside it|pointer of git-lfs.*give the config.json"):
+        weights_of(tmp_path)
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert weights_of(tmp_path) == weights_of(CONFIG)
+
+
 def test_only_headers_are_read(tmp_path: Path) -> None:
     """A file whose data is missing says as much as a whole one."""
     path = tmp_path / "x.safetensors"
@@ -133,6 +151,7 @@ def wrong_files(folder: Path) -> dict[str, str]:
     (folder / "no.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     (folder / "bare.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"a": {}}')
     (folder / "index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    (folder / "bad.index.json").write_text('{"weight_map": 7}')
     return {
         "empty": "has no model.safetensors.index.json, model.safetensors or config.json",
         "no.json": "is no JSON",
@@ -143,6 +162,7 @@ def wrong_files(folder: Path) -> dict[str, str]:
         "no.safetensors": "its header is no JSON object",
         "bare.safetensors": "'a' has no dtype and shape",
         "index.json": "gone.safetensors is not beside it",
+        "bad.index.json": "it has no 'weight_map'",
         "missing": "there is no file or folder",
     }
 

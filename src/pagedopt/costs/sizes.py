@@ -30,6 +30,7 @@ from pagedopt.units import parse_count
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MAX_HEADER_NBYTES = 100_000_000
 _INDEX = "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
 
 
 def weights_of(source: Any, dtype: torch.dtype | None = None) -> tuple[Weight, ...]:
@@ -170,10 +171,24 @@ def _of_path(path: Path) -> Iterable[Weight]:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in (_INDEX, "model.safetensors", "config.json"):
-        if (folder / name).is_file():
-            return folder / name
-    raise SizesError(f"{str(folder)!r} has no {_INDEX}, model.safetensors or config.json")
+    """Return what says the sizes; a clone without its large files has the config.json."""
+    found = [folder / name for name in (_INDEX, "model.safetensors", "config.json") if (folder / name).is_file()]
+    if not found:
+        raise SizesError(f"{str(folder)!r} has no {_INDEX}, model.safetensors or config.json")
+    return next((path for path in found if _is_whole(path)), found[0])
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether what `path` needs is there: the files that an index names, and no pointers in their place."""
+    if path.name == "config.json":
+        return True
+    needed = _shards_of(path, _json(path)) if path.name == _INDEX else [path]
+    return all(each.is_file() and not _is_pointer(each) for each in needed)
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -188,9 +203,16 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _shards_of(index: Path, content: Mapping[str, Any]) -> list[Path]:
+    """Return the files that an index names."""
+    names = content.get("weight_map")
+    if not isinstance(names, Mapping):
+        raise SizesError(f"{str(index)!r} is no index of safetensors: it has no 'weight_map'")
+    return [index.parent / Path(name).name for name in dict.fromkeys(map(str, names.values()))]
+
+
 def _shards(index: Path, content: Mapping[str, Any]) -> list[Path]:
-    names = dict.fromkeys(str(name) for name in content["weight_map"].values())
-    shards = [index.parent / Path(name).name for name in names]
+    shards = _shards_of(index, content)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise SizesError(
@@ -233,7 +255,10 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _header_bytes(file: BinaryIO) -> bytes:
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    if start == _POINTER[:8]:
+        raise ValueError("it is a pointer of git-lfs, which stands for the file; give the config.json instead")
+    length = int.from_bytes(start, "little")
     if not 0 < length <= _MAX_HEADER_NBYTES:
         raise ValueError(f"its header would be {length} bytes long")
     header = file.read(length)
