@@ -1,17 +1,18 @@
 """The 8-bit codecs on the GPU: the float32 operations of `codecs.blockwise`, in its order, hence its bits.
 
-What `codecs` defines comes in one table per device, so that nothing of it is compiled in:
+What `codecs` defines comes in one table per device, but for four numbers:
 
-byte 0      256 float32   value of each signed code, in the order of the int8
-     1024   256 float32   value of each unsigned code, in the order of the byte read as an int8
-     2048    32 int64     signed encoder, by exponent of x, from that of SMALLEST on: threshold | piece << 32
-     2304    32 int64     unsigned encoder, the same
-     2560     8 float32   signed encoder, by piece: slope
-     2592     8 float32   unsigned encoder, the same
-     2624     6 float32   FLOOR, MIN_ROOT, MAX_ROOT, SMALLEST, OFFSET, BELOW_TWO
+byte 0       256 float32   value of each signed code, in the order of the code read as an unsigned byte
+     1024    256 float32   value of each unsigned code
+     2048   2048 int32     signed encoder, a word a cell, from that of SMALLEST = 2^-22 on
+    10240   4096 int32     unsigned encoder, the same
 
-Between two thresholds of the encoder lies a power of two, so the exponent of x and one comparison give its piece: two
-look-ups in place of a search. Look-ups go through shared memory (`tl.gather`).
+To encode takes one look-up and one sum. Floats whose bits are equal but for the last SHIFT are a cell, and cells are so
+narrow that inside of each the code rises at most once, by one. The word of a cell is made so that
+
+    word + bits of x = code << SHIFT | how far x is beyond where the code last rose
+
+Look-ups of a whole tile go through shared memory (STAGED: `tl.gather`), others through the cache.
 """
 
 from functools import lru_cache
@@ -22,132 +23,143 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedopt.codecs.blockwise import FLOOR, MAX_ROOT, MIN_ROOT
-from pagedopt.codecs.codebook import BELOW_TWO, OFFSET, SMALLEST, pieces, values_by_code
+from pagedopt.codecs.blockwise import encode as encode_by_reference
+from pagedopt.codecs.codebook import SMALLEST, values_by_code
 
-_FIRST_EXPONENT, _NUM_EXPONENTS = 127 - 22, 32
-"""Biased exponents of x, from SMALLEST = 2^-22 to a little over 1."""
+_FIRST_EXPONENT, _NUM_EXPONENTS = 127 - 22, 22
+"""Biased exponents of x below 1, from that of SMALLEST on. One more cell takes 1 and the little over it that is
+rounding.
+"""
+
+assert (SMALLEST, FLOOR, MIN_ROOT, MAX_ROOT) == (
+    2.384185791015625e-07,
+    7.888609052210118e-31,
+    3.743392130574644e-23,
+    2e19,
+), "the kernels have these numbers"
+
+_SHIFT = {True: 17, False: 16}
+_NUM_WORDS = {True: 2048, False: 4096}
+"""By whether codes are signed."""
 
 
 @lru_cache
 def codec_table(device: torch.device) -> Tensor:
     """Return the table above, uint8, on `device`. Do not write to it: it is shared."""
-    signed, unsigned = pieces(signed=True), pieces(signed=False)
     arrays = [
-        values_by_code(signed=True).roll(128),
-        values_by_code(signed=False).roll(128),
-        _thresholds_by_exponent(signed.thresholds),
-        _thresholds_by_exponent(unsigned.thresholds),
-        signed.slope,
-        unsigned.slope,
-        torch.tensor([FLOOR, MIN_ROOT, MAX_ROOT, SMALLEST, OFFSET, BELOW_TWO], dtype=torch.float32, device="cpu"),
+        values_by_code(signed=True),
+        values_by_code(signed=False),
+        _words_by_cell(signed=True),
+        _words_by_cell(signed=False),
     ]
     return torch.cat([array.view(torch.uint8) for array in arrays]).to(device)
 
 
-def _thresholds_by_exponent(thresholds: Tensor) -> Tensor:
-    """Return for each exponent the one threshold among its floats (infinity if there is none), and how many thresholds
-    are at or below its first float.
+def _words_by_cell(*, signed: bool) -> Tensor:
+    """Return the encoder's words, int32, and zeros for the cells that no x is in."""
+    shift = _SHIFT[signed]
+    num_cells = (_NUM_EXPONENTS << (23 - shift)) + 1
+    first = (torch.arange(num_cells, device="cpu") + (_FIRST_EXPONENT << (23 - shift))) << shift
+    code = _codes_of_bits(first, signed=signed)
+    last = _codes_of_bits(first + (1 << shift) - 1, signed=signed)
+    assert int((last - code).max()) == 1, "a cell has more than two codes"
+
+    low, high = first - 1, first + (1 << shift)  # the code rises at a float above low and not above high
+    for _ in range(shift + 1):
+        middle = (low + high + 1) // 2
+        is_risen = _codes_of_bits(middle.minimum(first + (1 << shift) - 1), signed=signed) > code
+        is_risen |= middle == first + (1 << shift)
+        low, high = torch.where(is_risen, low, middle), torch.where(is_risen, middle, high)
+    words = ((code + 1) << shift) - high
+    return torch.nn.functional.pad(words, (0, _NUM_WORDS[signed] - num_cells)).to(torch.int32)
+
+
+def _codes_of_bits(bits: Tensor, *, signed: bool) -> Tensor:
+    """Return the codes of floats from 2^-22 to a little over 1 in a block whose absmax is 1."""
+    x = bits.to(torch.int32).view(torch.float32)
+    return encode_by_reference(x, torch.ones((), device="cpu"), signed=signed).view(torch.uint8).long()
+
+
+@triton.jit
+def decode(table, codes, absmax, SIGNED: tl.constexpr, STAGED: tl.constexpr):
+    """Return the float32 values of `codes` (int32) [blocks, 256] in blocks of `absmax` (broadcast to them)."""
+    values = (table if SIGNED else table + 1024).to(tl.pointer_type(tl.float32))
+    return _look_up(values, codes, 256, STAGED) * absmax
+
+
+@triton.jit
+def encode(table, values, inverse, SIGNED: tl.constexpr, STAGED: tl.constexpr):
+    """Return the codes (int32, 0..255) of finite `values` [blocks, 256] that are not zero.
+
+    Args:
+        table: see `codec_table`.
+        values: no larger than the absmax of their blocks.
+        inverse: see `inverted`; broadcast to `values`.
+        SIGNED: whether values have signs.
+        STAGED: whether look-ups go through shared memory.
     """
-    exponents = torch.arange(_FIRST_EXPONENT, _FIRST_EXPONENT + _NUM_EXPONENTS + 1, dtype=torch.int32, device="cpu")
-    piece = torch.bucketize((exponents << 23).view(torch.float32), thresholds, right=True)
-    is_inside = piece.diff() == 1
-    assert int(piece.diff().max()) == 1, "two thresholds share an exponent"
-    threshold = torch.where(is_inside, torch.nn.functional.pad(thresholds, (0, 1))[piece[:-1]], torch.inf)
-    return threshold.view(torch.int32).long() | (piece[:-1] << 32)
-
-
-@triton.jit
-def load_values(table):
-    """Return the tables that `decode` needs: of signed and of unsigned codes."""
-    values = table.to(tl.pointer_type(tl.float32)) + tl.arange(0, 256)
-    return tl.load(values), tl.load(values + 256)
-
-
-@triton.jit
-def load_encoders(table):
-    """Return the tables that `encode` needs: thresholds and slopes of signed, then of unsigned codes."""
-    thresholds = (table + 2048).to(tl.pointer_type(tl.int64)) + tl.arange(0, 32)
-    slopes = (table + 2560).to(tl.pointer_type(tl.float32)) + tl.arange(0, 8)
-    return tl.load(thresholds), tl.load(slopes), tl.load(thresholds + 32), tl.load(slopes + 8)
-
-
-@triton.jit
-def load_constants(table):
-    """Return FLOOR, MIN_ROOT and MAX_ROOT."""
-    constants = (table + 2624).to(tl.pointer_type(tl.float32))
-    return tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
-
-
-@triton.jit
-def decode(values, codes, absmax):
-    """Return the float32 values of int8 `codes` [blocks, 256] in blocks of `absmax` (broadcast to them)."""
-    return _look_up(values, codes.to(tl.int32) + 128) * absmax
-
-
-@triton.jit
-def encode(table, values, absmax, thresholds, slopes, SIGNED: tl.constexpr):
-    """Return the int8 codes of finite `values` [blocks, 256] in blocks of `absmax` (floored, broadcast to them)."""
-    constants = (table + 2624).to(tl.pointer_type(tl.float32))
-    smallest, offset, below_two = tl.load(constants + 3), tl.load(constants + 4), tl.load(constants + 5)
-    x = tl.maximum(tl.abs(values) * tl.where(absmax > 0, tl.div_rn(1.0, absmax), 0.0), smallest)
-
-    threshold = _look_up(thresholds, (x.to(tl.int32, bitcast=True) >> 23) - 105)
-    piece = (threshold >> 32).to(tl.int32) + (x >= threshold.to(tl.int32).to(tl.float32, bitcast=True)).to(tl.int32)
-    position = tl.minimum(x * _look_up(slopes, piece) + offset, below_two)
-
-    # A piece has 2^piece values, unsigned twice as many. Codes are rounded towards zero, whatever their sign.
+    bits = tl.maximum(tl.abs(values) * inverse, 2.384185791015625e-07).to(tl.int32, bitcast=True)
     if SIGNED:
-        size = position * _power_of_two(piece)
-        code = tl.maximum(_with_sign_of(size, values).to(tl.int32), -127)
+        words = (table + 2048).to(tl.pointer_type(tl.int32))
+        code = (_look_up(words, (bits >> 17) - (105 << 6), 2048, STAGED) + bits) >> 17
+        code = tl.where(values < 0, 256 - tl.minimum(code, 127), code)
     else:
-        code = (position * _power_of_two(piece + 1)).to(tl.int32) - 1
-    return tl.where(values == 0, 0, code).to(tl.int8)
+        words = (table + 10240).to(tl.pointer_type(tl.int32))
+        code = (_look_up(words, (bits >> 16) - (105 << 7), 4096, STAGED) + bits) >> 16
+    return code
 
 
 @triton.jit
-def _power_of_two(exponent):
-    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+def inverted(absmax):
+    """Return what values are multiplied by to be encoded, of floored absmax."""
+    return tl.where(absmax > 0, tl.div_rn(1.0, absmax), 0.0)
 
 
 @triton.jit
-def _with_sign_of(size, value):
-    sign = value.to(tl.int32, bitcast=True) & -0x80000000
-    return (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _look_up(array, index):
+def _look_up(array, index, SIZE: tl.constexpr, STAGED: tl.constexpr):
     """Return `array[index]` for an `index` of two dimensions."""
-    flat = tl.gather(array, tl.reshape(index, [index.shape[0] * index.shape[1]]), 0)
-    return tl.reshape(flat, [index.shape[0], index.shape[1]])
+    if STAGED:
+        flat = tl.gather(
+            tl.load(tl.multiple_of(array + tl.arange(0, SIZE), [16])),
+            tl.reshape(index, [index.shape[0] * index.shape[1]]),
+            0,
+        )
+        found = tl.reshape(flat, [index.shape[0], index.shape[1]])
+    else:
+        found = tl.load(array + tl.minimum(index, SIZE - 1))
+    return found
 
 
 @triton.jit
-def keepable(m, root, min_root, max_root):
-    """Return both moments as `codecs.blockwise.keepable` does, and the largest size of each block.
+def keepable(m, root):
+    """Return both moments as `codecs.blockwise.keepable` does, the largest size of each block, and whether there may
+    be zeros.
 
-    The bits of a size order as it does, infinity above every number and NaN above that, so the largest of a tile tells
-    whether it has any of them. It hardly ever does, and then is spared the rest.
+    The bits of a size order as it does, infinity above every number and NaN above that. So the least and the largest of
+    a tile tell whether it has any of these, or a zero. It hardly ever does, and then is spared the rest.
     """
-    root = tl.where((m != 0) & (root == 0), min_root, root)
-    m_bits, root_bits = _largest_bits(m), _largest_bits(root)
+    m_size, root_size = _bits_of_size(m), root.to(tl.int32, bitcast=True)
+    m_bits, root_bits = tl.max(m_size, 1), tl.max(root_size, 1)
+    least = tl.min(tl.minimum(m_size, root_size), 1)
+    is_special = tl.max(((tl.maximum(m_bits, root_bits) >= 0x7F800000) | (least <= 0)).to(tl.int32), 0) > 0
 
-    if tl.max(tl.maximum(m_bits, root_bits), 0) >= 0x7F800000:
+    if is_special:
+        root = tl.where((m != 0) & (root == 0), 3.743392130574644e-23, root)
         finite = tl.abs(m) < float("inf")
         m = tl.where(finite & (root < float("inf")), m, 0.0)
         root = tl.where(root != root, 0.0, root)
-        root = tl.where(finite, tl.minimum(root, max_root), 0.0)
-        m_bits, root_bits = _largest_bits(m), _largest_bits(root)
+        root = tl.where(finite, tl.minimum(root, 2e19), 0.0)
+        m_bits, root_bits = tl.max(_bits_of_size(m), 1), tl.max(_bits_of_size(root), 1)
 
-    return m, root, m_bits.to(tl.float32, bitcast=True), root_bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _largest_bits(values):
-    return tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+    return m, root, m_bits.to(tl.float32, bitcast=True), root_bits.to(tl.float32, bitcast=True), is_special
 
 
 @triton.jit
-def floored(absmax, floor):
-    """Return the absmax to store: zero where it is zero, else at least `floor`."""
-    return tl.where(absmax > 0, tl.maximum(absmax, floor), 0.0)
+def _bits_of_size(values):
+    return values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def floored(absmax):
+    """Return the absmax to store: zero where it is zero, else at least FLOOR."""
+    return tl.where(absmax > 0, tl.maximum(absmax, 7.888609052210118e-31), 0.0)

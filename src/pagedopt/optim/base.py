@@ -120,7 +120,12 @@ class PagedOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
         """
         with self._store.lock, torch.no_grad():
-            self._begin()
+            if isinstance(param, Tensor) and self._parameters.is_fresh_for(param, self.param_groups):
+                self._check_usable()
+                self._store.settle()
+                self._placement.take_in()
+            else:
+                self._begin()
             target = self._parameters.named(param) if isinstance(param, str) else param
             if target not in self._parameters:
                 raise KeyError("this tensor is no parameter of this optimizer")

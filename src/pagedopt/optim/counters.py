@@ -55,6 +55,8 @@ class StepCounters:
 
     def values(self, slots: Slots) -> list[float]:
         """Return the counters at `slots`."""
+        if len(slots.order) == 1:
+            return [self.view(slots.order[0]).item()]
         if len(slots.inside) == 1:
             chunk, inside = next(iter(slots.inside.items()))
             return self._chunks[chunk][inside].tolist()
@@ -63,5 +65,8 @@ class StepCounters:
 
     def add(self, slots: Slots, amount: int) -> None:
         """Add `amount` to the counters at `slots`."""
+        if len(slots.order) == 1:
+            self.view(slots.order[0]).add_(amount)
+            return
         for chunk, inside in slots.inside.items():
             self._chunks[chunk][inside] += amount

@@ -35,13 +35,18 @@ class Step:
         self._stepped = [operand for operand, grad in enumerate(grads) if grad is not None]
         all_step = len(self._stepped) == len(grads)
         self._slots = plan.slots if all_step else Slots([plan.records[operand].slot for operand in self._stepped])
-        self._is_live = [grad is not None and grad.numel() > 0 for grad in self._grads]
+        self._is_live = [
+            grad is not None and has_values for grad, has_values in zip(grads, plan.has_values, strict=True)
+        ]
         self._strided = self._find_strided()
         self._gnorms_before: dict[int, Tensor | None] = {}
         self.pages_updated = 0
 
     def _find_strided(self) -> dict[int, Tensor]:
         """Return the gradients of the operands that a kernel cannot take as flat memory."""
+        given = [grad for grad in self._grads if grad is not None]
+        if all(map(Tensor.is_contiguous, given)) and all(map(Tensor.is_contiguous, self._params)):
+            return {}
         return {
             operand: grad
             for operand, grad in enumerate(self._grads)
@@ -90,11 +95,12 @@ class Step:
         """Update every live page."""
         plan = self._plan
         plan.pager.begin_step()
-        measured = plan.live_pages(plan.tensorwise, self._is_live)
-        with closing(sweep(plan.pager, measured, dirty=False)) as pages:
-            for page, frame in pages:
-                with profiled("update"):
-                    self._measure(page, frame)
+        if plan.tensorwise:
+            measured = plan.live_pages(plan.tensorwise, self._is_live)
+            with closing(sweep(plan.pager, measured, dirty=False)) as pages:
+                for page, frame in pages:
+                    with profiled("update"):
+                        self._measure(page, frame)
         with closing(sweep(plan.pager, plan.live_pages(plan.pages, self._is_live))) as pages:
             for page, frame in pages:
                 self.pages_updated += 1

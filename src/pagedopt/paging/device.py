@@ -12,8 +12,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
@@ -275,15 +274,20 @@ class DevicePager:
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _turn(self) -> Iterator[Residency]:
+    def _turn(self) -> _Turn:
+        return _Turn(self)
+
+    def begin_turn(self) -> Residency:
+        """Wait for the turn. For `_Turn`, which ends it."""
         if self._is_foreign():
             self._adopt()
-        try:
-            with self._lock:
-                yield self._residency
-        finally:
-            self._drop_released()
+        self._lock.acquire()
+        return self._residency
+
+    def end_turn(self) -> None:
+        """End the turn, and do what was asked for meanwhile."""
+        self._lock.release()
+        self._drop_released()
 
     def _drop_released(self) -> None:
         """Do what `release` asked for, unless somebody has the turn: they do it when it ends.
@@ -338,3 +342,18 @@ class DevicePager:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._unpinned = threading.Condition(self._lock)
         self._pid = os.getpid()
+
+
+class _Turn:
+    """A turn as a context; a class, because a step has many turns a page and a generator takes four times as long."""
+
+    __slots__ = ("_pager",)
+
+    def __init__(self, pager: DevicePager) -> None:
+        self._pager = pager
+
+    def __enter__(self) -> Residency:
+        return self._pager.begin_turn()
+
+    def __exit__(self, *exception: object) -> None:
+        self._pager.end_turn()
