@@ -45,7 +45,7 @@ class Step:
 
     def _find_strided(self) -> dict[int, Tensor]:
         """Return the gradients of the operands that a kernel cannot take as flat memory."""
-        tensors = [*filter(torch.is_tensor, self._grads), *self._params]
+        tensors = [grad for grad in self._grads if grad is not None] + self._params
         if all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors)):
             return {}  # as nearly always: all of them `is_flat`, found without a call in Python for each
         return {
