@@ -89,7 +89,9 @@ class PagedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: a gradient that cannot be stepped; nothing was changed.
             StateLostError: state was lost, or this step was interrupted between pages; reload model and state.
+            RuntimeError: a CUDA graph is being captured.
         """
+        _refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -118,6 +120,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             KeyError: no parameter of this name or no parameter of this optimizer.
             TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
         """
+        _refuse_capture()
         with self._store.lock, torch.no_grad():
             if isinstance(param, Tensor) and self._parameters.is_fresh_for(param, self.param_groups):
                 self._check_usable()
@@ -473,3 +476,12 @@ class PagedOptimizer(torch.optim.Optimizer):
 def _first(result: _T | None, otherwise: _T) -> _T:
     """Return what a hook returned, or what it was given and may have changed in place."""
     return otherwise if result is None else result
+
+
+def _refuse_capture() -> None:
+    """Raise if what the current stream is given is recorded and not done: every step has numbers of its own."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph cannot capture an optimizer whose pages move and whose step counts on the host; "
+            "capture forward and backward, and call step() after the replay"
+        )
