@@ -480,7 +480,7 @@ def _first(result: _T | None, otherwise: _T) -> _T:
 
 def _refuse_capture() -> None:
     """Raise if what the current stream is given is recorded and not done: every step has numbers of its own."""
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         raise RuntimeError(
             "a CUDA graph cannot capture an optimizer whose pages move and whose step counts on the host; "
             "capture forward and backward, and call step() after the replay"
