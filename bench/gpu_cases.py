@@ -60,7 +60,8 @@ def contests(options: Options, entrants: Sequence[peers.Entrant], accelerator: A
         return one_tensor(accelerator, quick=options.quick)
 
     def compared(name: str, dtype: torch.dtype, shape: Callable[[], Shape]) -> Contest:
-        return resident_contest(name, shape(), dtype, entrants, options, device=device, clock=clock)
+        ours_too = () if options.quick else (peers.OURS_8BIT_LARGE_PAGES,)
+        return resident_contest(name, shape(), dtype, [*entrants, *ours_too], options, device=device, clock=clock)
 
     found = [
         Case("memory", lambda: memory_contest(options, device, clock=clock)),
