@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from oracle import give, random_grads, random_params
@@ -30,6 +31,8 @@ RUNS: dict[str, list[str]] = {
     "plot": ["{results}"],
 }
 """Arguments with which a command does little, by command."""
+
+COMMAND = [sys.executable, "-c", "from pagedopt.cli import main; main()"]
 
 NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
@@ -168,14 +171,22 @@ def test_a_file_that_cannot_be_read_is_one_line(run: Callable[..., Any], monkeyp
     assert run("inspect", "/secret") == (1, "", "error: Permission denied: /secret\n")
 
 
+def test_a_warning_is_one_line_without_the_code_that_it_comes_from(tmp_path: Path) -> None:
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "default"}
+    arguments = ["convert", str(tmp_path / "old.pt"), str(tmp_path / "new.pt"), "--to", "torch"]
+    ended = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=100)
+
+    assert ended.returncode == 0
+    assert ended.stderr.startswith(f"warning: {tmp_path / 'old.pt'} is in torch's format from before 1.6")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_the_page_is_current() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "command_line_page.py"))
     written = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 
     assert written == tool["page"](), "python tools/command_line_page.py writes it anew"
-
-
-COMMAND = [sys.executable, "-c", "from pagedopt.cli import main; main()"]
 
 
 def in_a_shell(words: str, shell: str = "bash") -> str:

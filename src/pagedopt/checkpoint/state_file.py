@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import secrets
-import zipfile
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -14,17 +14,28 @@ from typing import Any
 import torch
 
 from pagedopt.checkpoint import files
+from pagedopt.checkpoint.archive import is_archive, open_archive
+from pagedopt.checkpoint.progress import progress
 from pagedopt.errors import CheckpointError
 
 
-def read_state_file(path: Path) -> dict[str, Any]:
+def read_state_file(path: Path, *, unchecked: bool = False) -> dict[str, Any]:
     """Return the state dict that `torch.save` wrote to `path`, its tensors mapped into memory.
 
+    Args:
+        path: the file.
+        unchecked: compare no checksums, and read what is left of a damaged file.
+
     Raises:
-        CheckpointError: it is no file of torch's, needs code to be read, or holds no optimizer's state dict.
+        CheckpointError: it is no file of torch's, is damaged or has no checksums that could tell, needs code to be
+            read, or holds no optimizer's state dict.
     """
     try:
+        if not unchecked:
+            _check(path)
         loaded = _load(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # what an unpickler raises that is fed with damaged bytes can be anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a state dict of torch: {reason}") from error
@@ -38,8 +49,27 @@ def read_state_file(path: Path) -> dict[str, Any]:
     return dict(loaded)
 
 
+def _check(path: Path) -> None:
+    """Refuse a file whose tensors are not those that were saved, as far as it can tell."""
+    if not is_archive(path):
+        warnings.warn(
+            f"{path} is in torch's format from before 1.6, which has no checksums: damaged tensors cannot be seen",
+            stacklevel=2,
+        )
+        return
+    with open_archive(path) as archive:
+        if not archive.has_checksums:
+            raise CheckpointError(
+                f"{path} has no checksums, as after torch.serialization.set_crc32_options(False): damage could not be "
+                "seen; save it with them, or read it as it is with --unchecked"
+            )
+        with progress(f"checking {path}", archive.nbytes) as advance:
+            for line in archive.damage(advance):
+                raise CheckpointError(f"{line}; take another copy of the file, or read it as it is with --unchecked")
+
+
 def _load(path: Path) -> Any:
-    is_mappable = zipfile.is_zipfile(path)
+    is_mappable = _is_mappable(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
     except pickle.UnpicklingError as error:
@@ -47,6 +77,13 @@ def _load(path: Path) -> Any:
             raise
         _allow_torchao()
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+
+
+def _is_mappable(path: Path) -> bool:
+    if not is_archive(path):
+        return False
+    with open_archive(path) as archive:
+        return archive.is_stored
 
 
 def _allow_torchao() -> None:

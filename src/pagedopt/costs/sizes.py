@@ -6,7 +6,7 @@
 | parameters, or groups of them      | theirs; options of a group such as `optim_bits` hold            |
 | a folder                           | its safetensors files, else its `config.json`                   |
 | `*.safetensors`, or an index       | the headers                                                     |
-| `config.json`, or what is in one   | the shapes its family has (`costs.families`)                    |
+| `config.json`, or what is in one   | the shapes of its family, else of what transformers makes of it |
 | a number, or text such as `"7B"`   | as many values, as if they were one vector                      |
 """
 
@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from pagedopt.costs.families import weights_of_config
+from pagedopt.costs.families import is_known, weights_of_config
+from pagedopt.costs.meta_model import model_of_config
 from pagedopt.costs.weights import SizesError, Weight
 from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.units import parse_count
@@ -63,9 +64,9 @@ def _found(source: Any) -> Iterable[Weight]:
     if isinstance(source, (str, os.PathLike)):
         return _of_text(os.fspath(source))
     if isinstance(source, Mapping):
-        return weights_of_config(source, "the config")
+        return _of_config(source, "the config")
     if hasattr(source, "to_dict") and hasattr(source, "model_type"):  # a transformers config
-        return weights_of_config(source.to_dict(), "the config")
+        return _of_config(source.to_dict(), "the config")
     if isinstance(source, Iterable):
         return _of_parameters(source)
     raise TypeError(f"a model or its sizes must be given, got {type(source).__name__}")
@@ -75,10 +76,11 @@ def _found(source: Any) -> Iterable[Weight]:
 
 
 def _of_module(model: nn.Module) -> Iterator[Weight]:
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linears = {
         id(module.weight): (module.in_features, module.out_features)
         for module in model.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and id(module.weight) not in tables  # an output head may be the embedding
     }
     overrides = _overrides()
     for name, param in model.named_parameters():
@@ -118,6 +120,17 @@ def _of_parameter(
     return Weight(name, tuple(local.shape), param.dtype, kept, linear)
 
 
+# -- a config ---------------------------------------------------------------------------------------------------------
+
+
+def _of_config(config: Mapping[str, Any], name: str) -> Iterable[Weight]:
+    if not isinstance(config.get("model_type"), str):
+        raise SizesError(
+            f"{name} has no 'model_type', so it is no config of a model; give a safetensors file, or its size"
+        )
+    return weights_of_config(config, name) if is_known(config) else _of_module(model_of_config(config, name))
+
+
 # -- a number ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +163,7 @@ def _of_path(path: Path) -> Iterable[Weight]:
     content = _json(path)
     if "weight_map" in content:
         return _of_safetensors(_shards(path, content))
-    return weights_of_config(content, repr(str(path)))
+    return _of_config(content, repr(str(path)))
 
 
 def _in_folder(folder: Path) -> Path:

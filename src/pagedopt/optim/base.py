@@ -28,7 +28,7 @@ from pagedopt.optim.parameters import Parameters
 from pagedopt.optim.parts import local_tensor
 from pagedopt.optim.placement import Placement
 from pagedopt.optim.plan import Plan
-from pagedopt.optim.reports import report_layout, report_step
+from pagedopt.optim.reports import Reports
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
 from pagedopt.optim.step import Step
@@ -68,7 +68,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._step_stats = PagingStats()
         self._stats_since_step = PagingStats()
         self._is_stepping = False
-        self._reported_version = 0
+        self._reports = Reports(self._store)
 
     # -- step ---------------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,8 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._run(
                 [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
             )
-            self._report()
+            self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
+            self._reports.end_step()
         return loss
 
     def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
@@ -135,6 +136,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             if grad is None:
                 raise ValueError(f"{self._name_of(target)} has no gradient; pass grad=")
             check_gradients([target], [grad], self._name_of)
+            self._reports.begin_param(target)
             self._placement.place_missing([target], [grad])
             self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
 
@@ -178,18 +180,12 @@ class PagedOptimizer(torch.optim.Optimizer):
             raise
         finally:
             self._is_stepping = False
-        self._stats_since_step += paging_stats(self._store) - before
+        done = paging_stats(self._store) - before
+        self._stats_since_step += done
+        self._reports.add(done)
         self._store.refresh()
         for step in steps:
             step.end()
-
-    def _report(self) -> None:
-        """Keep and log what the step did and, where it changed, log how the state is laid out."""
-        self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
-        if self._reported_version != self._store.version:
-            self._reported_version = self._store.version
-            report_layout(self._store)
-        report_step(self._step_stats)
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
@@ -216,7 +212,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             if bits == 8 and checked.get("amsgrad", self.defaults["amsgrad"]):
                 raise ValueError("amsgrad=True needs 32-bit state; set amsgrad=False or optim_bits=32")
             param_group = {**param_group, **checked}
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
         for device in {param.device for param in self.param_groups[-1]["params"]}:
             self._store.pager.config.check_budget(device)
 
@@ -463,6 +459,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Give all pages, files and threads back; the optimizer cannot step any more. May be called again."""
         with self._store.lock:
+            self._reports.close()
             self._state_map.clear()
             self._is_closed = True
 
@@ -471,6 +468,12 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+# Torch's own, without what keeps the compiler away from it: that imports the compiler, two seconds for a constructor.
+_add_param_group: Callable[[torch.optim.Optimizer, dict[str, Any]], None] = getattr(
+    torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
+)
 
 
 def _first(result: _T | None, otherwise: _T) -> _T:

@@ -131,7 +131,7 @@ class DevicePager:
             entry = residency.table[page]
             residency.count_use(entry)
             while not residency.occupy(entry):
-                self._await_unpin()
+                self._await_unpin(page)
                 residency.refuse_lost()
                 entry = residency.table[page]  # another thread may have released it meanwhile
             residency.settle(entry)
@@ -308,8 +308,8 @@ class DevicePager:
         if residency.table.num_claimed == 0:
             residency.close_tier()
 
-    def _await_unpin(self) -> None:
-        """Let other threads have turns until one unpins.
+    def _await_unpin(self, page: int) -> None:
+        """Let other threads have turns until one unpins, so that `page` may find a frame: a stall.
 
         Only threads that hold no pin wait here, so those that hold one always get on.
         """
@@ -318,7 +318,8 @@ class DevicePager:
                 f"all {self._residency.frames.num_charged} frames are pinned; "
                 f"raise {self._budget_name} or unpin pages before pinning more"
             )
-        self._unpinned.wait()
+        with self._residency.stalled(page):
+            self._unpinned.wait()
 
     def _count_pin(self, change: int) -> None:
         thread = threading.get_ident()

@@ -20,7 +20,7 @@ class PagingStats:
         evictions: pages whose frame was given to another.
         bytes_read: bytes asked of each tier, by `"host"` and `"disk"`.
         bytes_written: bytes given to each tier, the same way.
-        stalls: times that a pin or flush had to wait for a transfer.
+        stalls: times that a pin or flush had to wait for a transfer, or for a frame that another thread had pinned.
         stalled_seconds: what they waited, together.
     """
 
