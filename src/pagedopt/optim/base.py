@@ -138,7 +138,12 @@ class PagedOptimizer(torch.optim.Optimizer):
             check_gradients([target], [grad], self._name_of)
             self._reports.begin_param(target)
             self._placement.place_missing([target], [grad])
-            self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
+            self._run(
+                [
+                    Step(plan, [grad], *self._step_tools(plan), is_part=True)
+                    for plan in self._parameters.plans_of(target)
+                ]
+            )
 
     def fetch_ahead(self) -> None:
         """Begin to read the pages that the next step needs first, where there are frames for them: a hint.

@@ -190,11 +190,11 @@ class DevicePager:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """Learn how much memory frames may have now, where the budget is automatic."""
+    def begin_step(self, *, is_part: bool = False) -> None:
+        """Learn how much memory frames may have now, where the budget is automatic; in a part of a step, not always."""
         if self._automatic is not None:
             with self._turn() as residency:
-                self._automatic.begin_step(residency.frames.num_allocated * self.page_nbytes)
+                self._automatic.begin_step(residency.frames.num_allocated * self.page_nbytes, is_part=is_part)
 
     def end_step(self) -> None:
         """Give back the frames that the rest of the program needs more than state does, until the next step.
