@@ -60,7 +60,7 @@ def contests(options: Options, entrants: Sequence[peers.Entrant], accelerator: A
         return one_tensor(accelerator, quick=options.quick)
 
     def compared(name: str, dtype: torch.dtype, shape: Callable[[], Shape]) -> Contest:
-        ours_too = () if options.quick else (peers.OURS_8BIT_LARGE_PAGES,)
+        ours_too = () if options.quick else (peers.OURS_8BIT_SMALL_PAGES,)
         return resident_contest(name, shape(), dtype, [*entrants, *ours_too], options, device=device, clock=clock)
 
     found = [
