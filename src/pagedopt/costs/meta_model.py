@@ -23,9 +23,15 @@ _KINDS = ("ImageTextToText", "CausalLM", "Seq2SeqLM", "MaskedLM")
 _NOT_ASKED = ("quantization_config", "auto_map")
 """Fields without a say in what trains: how the saved weights are stored, and code that comes with them."""
 
+_OTHERWISE = "give a safetensors file or index of it, or --params 7e9"
+
 
 def model_of_config(config: Mapping[str, Any], name: str) -> nn.Module:
-    """Return the model that `config` describes, on the meta device; `name` is what to call it in an error.
+    """Return the model that `config`, which has a `model_type`, describes, on the meta device.
+
+    Args:
+        config: the content of a `config.json`.
+        name: what to call it in an error.
 
     Raises:
         SizesError: transformers is not installed, or makes no model of it.
@@ -34,9 +40,14 @@ def model_of_config(config: Mapping[str, Any], name: str) -> nn.Module:
         transformers: Any = import_module("transformers")
     except ImportError:
         raise SizesError(
-            f"{name} is of the family {config.get('model_type')!r}, whose shapes only transformers knows, which is not "
-            "installed; pip install transformers, or give a safetensors file or index of it, or --params 7e9"
+            f"{name} is of the family {config['model_type']!r}, whose shapes only transformers knows, which is not "
+            f"installed; pip install transformers, or {_OTHERWISE}"
         ) from None
+    if config["model_type"] not in transformers.CONFIG_MAPPING:
+        raise SizesError(
+            f"transformers {transformers.__version__} does not know the family {config['model_type']!r} of {name}; "
+            f"{_OTHERWISE}"
+        )
     fields = {key: value for key, value in config.items() if key not in _NOT_ASKED}
     try:
         with _quiet(transformers), torch.device("meta"):
@@ -44,8 +55,7 @@ def model_of_config(config: Mapping[str, Any], name: str) -> nn.Module:
     except Exception as error:  # what is in a config reaches all of transformers
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SizesError(
-            f"transformers {transformers.__version__} makes no model of {name}: {reason}; give a safetensors file or "
-            "index of it, or --params 7e9"
+            f"transformers {transformers.__version__} makes no model of {name}: {reason:.300}; {_OTHERWISE}"
         ) from error
     return model.to(Fields(config, name).dtype)
 
