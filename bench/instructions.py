@@ -56,8 +56,10 @@ INSTANCES = (
 _NBYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _STATE_NBYTES = {F32: 8, AMSGRAD: 12, BLOCKWISE: 2, TENSORWISE: 2}
 
-GATHER_CONFLICTS = 3.5
-"""How many of 32 look-ups at random meet in the busiest of 32 banks of shared memory."""
+GATHER_CONFLICTS = 3.0
+"""How many of 32 look-ups meet in the busiest of 32 banks of shared memory: the most that moments were seen to have
+(the test of this module makes some, whose sizes vary by a factor of e; normal ones have 2.6).
+"""
 
 
 @dataclass(frozen=True, slots=True)

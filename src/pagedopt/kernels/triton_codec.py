@@ -131,16 +131,17 @@ def _look_up(array, index, SIZE: tl.constexpr, STAGED: tl.constexpr):
 
 
 @triton.jit
-def keepable(m, root):
+def keepable(m, root, mask):
     """Return both moments as `codecs.blockwise.keepable` does, the largest size of each block, and whether there may
     be zeros.
 
     The bits of a size order as it does, infinity above every number and NaN above that. So the least and the largest of
-    a tile tell whether it has any of these, or a zero. It hardly ever does, and then is spared the rest.
+    a tile tell whether it has any of these, or a zero where `mask` says that there is a value. It hardly ever does, and
+    then is spared the rest.
     """
     m_size, root_size = _bits_of_size(m), root.to(tl.int32, bitcast=True)
     m_bits, root_bits = tl.max(m_size, 1), tl.max(root_size, 1)
-    least = tl.min(tl.minimum(m_size, root_size), 1)
+    least = tl.min(tl.where(mask, tl.minimum(m_size, root_size), 1), 1)
     is_special = tl.max(((tl.maximum(m_bits, root_bits) >= 0x7F800000) | (least <= 0)).to(tl.int32), 0) > 0
 
     if is_special:

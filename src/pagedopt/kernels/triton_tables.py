@@ -57,6 +57,8 @@ class PageTables:
         formats: bit f is set where a segment has format f.
         residents: the operands that have a segment in the page.
         stream: the stream whose memory this is.
+        num_tiles, num_segments: of the page: asked for at every launch, when asking a tensor takes a microsecond.
+        is_tensorwise: whether any segment is.
     """
 
     tiles: Tensor
@@ -64,19 +66,9 @@ class PageTables:
     formats: int
     residents: frozenset[int]
     stream: torch.Stream | None
-
-    @property
-    def num_tiles(self) -> int:
-        return len(self.tiles)
-
-    @property
-    def num_segments(self) -> int:
-        return len(self.segments)
-
-    @property
-    def is_tensorwise(self) -> bool:
-        """Whether any segment is."""
-        return bool(self.formats >> StateFormat.TENSORWISE8 & 1)
+    num_tiles: int
+    num_segments: int
+    is_tensorwise: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +98,16 @@ def page_tables(segments: Tensor, device: torch.device) -> PageTables:
     rows, num_tiles = _segment_rows(segments)
     tiles = torch.arange(len(rows), dtype=torch.int32, device="cpu").repeat_interleave(num_tiles)
     device_rows, device_tiles = _upload(device, rows, tiles)
+    formats = sum(1 << state_format for state_format in set(segments[:, Column.FORMAT].tolist()))
     return PageTables(
         device_tiles,
         device_rows,
-        sum(1 << state_format for state_format in set(segments[:, Column.FORMAT].tolist())),
+        formats,
         frozenset(segments[:, Column.OPERAND].tolist()),
         _current_stream(device),
+        num_tiles=len(tiles),
+        num_segments=len(rows),
+        is_tensorwise=bool(formats >> StateFormat.TENSORWISE8 & 1),
     )
 
 

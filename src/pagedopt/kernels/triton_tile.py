@@ -180,7 +180,7 @@ def _update_blockwise(
     u, m, root = _advance_8bit(m, root, g, scalars)
     store_float(param, first, within, mask, _stepped(p, u, scalars), PARAM, LAYOUT, BY_HAND)
 
-    m, root, m_absmax, root_absmax, is_special = keepable(m, root)
+    m, root, m_absmax, root_absmax, is_special = keepable(m, root, mask)
     m_absmax, root_absmax = floored(m_absmax), floored(root_absmax)
     tl.store(m_absmax_pointer, m_absmax, mask=has_block)
     tl.store(root_absmax_pointer, root_absmax, mask=has_block)
@@ -278,7 +278,7 @@ def _update_tensorwise(
     u, m, root = _advance_tensorwise(first, within, mask, g, field_0, field_1, field_2, field_3, scalars, codec, LAYOUT)
     store_float(param, first, within, mask, _stepped(p, u, scalars), PARAM, LAYOUT, BY_HAND)
 
-    m, root, _, _, is_special = keepable(m, root)
+    m, root, _, _, is_special = keepable(m, root, mask)
     m_codes = encode(codec, m, inverted(floored(tl.load(absmax + 0))), True, LAYOUT > 0)
     store_codes(field_0, first, within, mask, m_codes, m, is_special, LAYOUT)
     root_codes = encode(codec, root, inverted(floored(tl.load(absmax + 1))), False, LAYOUT > 0)
@@ -305,7 +305,7 @@ def measure_tensorwise(
     g = load_float(grad, first, within, mask, GRAD, LAYOUT)
 
     _, m, root = _advance_tensorwise(first, within, mask, g, field_0, field_1, field_2, field_3, scalars, codec, LAYOUT)
-    _, _, m_absmax, root_absmax, _ = keepable(m, root)
+    _, _, m_absmax, root_absmax, _ = keepable(m, root, mask)
 
     # The bits of floats that are not negative order as they do, and the largest is the same in any order.
     bits = absmax.to(tl.pointer_type(tl.int32))

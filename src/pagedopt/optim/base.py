@@ -90,7 +90,9 @@ class PagedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: a gradient that cannot be stepped; nothing was changed.
             StateLostError: state was lost, or this step was interrupted between pages; reload model and state.
+            RuntimeError: a CUDA graph is being captured.
         """
+        _refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -120,6 +122,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             KeyError: no parameter of this name or no parameter of this optimizer.
             TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
         """
+        _refuse_capture()
         with self._store.lock, torch.no_grad():
             if isinstance(param, Tensor) and self._parameters.is_fresh_for(param, self.param_groups):
                 self._check_usable()
@@ -136,7 +139,12 @@ class PagedOptimizer(torch.optim.Optimizer):
             check_gradients([target], [grad], self._name_of)
             self._reports.begin_param(target)
             self._placement.place_missing([target], [grad])
-            self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
+            self._run(
+                [
+                    Step(plan, [grad], *self._step_tools(plan), is_part=True)
+                    for plan in self._parameters.plans_of(target)
+                ]
+            )
 
     def fetch_ahead(self) -> None:
         """Begin to read the pages that the next step needs first, where there are frames for them: a hint.
@@ -487,3 +495,12 @@ _add_param_group: Callable[[torch.optim.Optimizer, dict[str, Any]], None] = geta
 def _first(result: _T | None, otherwise: _T) -> _T:
     """Return what a hook returned, or what it was given and may have changed in place."""
     return otherwise if result is None else result
+
+
+def _refuse_capture() -> None:
+    """Raise if what the current stream is given is recorded and not done: every step has numbers of its own."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "a CUDA graph cannot capture an optimizer whose pages move and whose step counts on the host; "
+            "capture forward and backward, and call step() after the replay"
+        )

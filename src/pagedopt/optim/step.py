@@ -20,9 +20,18 @@ from pagedopt.ranges import profiled
 
 
 class Step:
-    """One step of the operands of `plan` that have a gradient."""
+    """One step of the operands of `plan` that have a gradient; `is_part`: others of its parameters have their own."""
 
-    def __init__(self, plan: Plan, grads: list[Tensor | None], counters: StepCounters, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        grads: list[Tensor | None],
+        counters: StepCounters,
+        kernel: Kernel,
+        *,
+        is_part: bool = False,
+    ) -> None:
+        self._is_part = is_part
         self._plan = plan
         self._kernel = kernel
         self._counters = counters
@@ -97,7 +106,7 @@ class Step:
     def run(self) -> None:
         """Update every live page."""
         plan = self._plan
-        plan.pager.begin_step()
+        plan.pager.begin_step(is_part=self._is_part)
         if plan.tensorwise:
             measured = plan.live_pages(plan.tensorwise, self._is_live)
             with closing(sweep(plan.pager, measured, dirty=False)) as pages:

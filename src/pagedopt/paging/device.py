@@ -272,10 +272,10 @@ class DevicePager:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     @_turn
-    def begin_step(self) -> None:
-        """Learn how much memory frames may have now, where the budget is automatic."""
+    def begin_step(self, *, is_part: bool = False) -> None:
+        """Learn how much memory frames may have now, where the budget is automatic; in a part of a step, not always."""
         if self._automatic is not None:
-            self._automatic.begin_step(self._residency.frames.num_allocated * self.page_nbytes)
+            self._automatic.begin_step(self._residency.frames.num_allocated * self.page_nbytes, is_part=is_part)
 
     @_turn
     def end_step(self) -> None:
