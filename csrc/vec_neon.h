@@ -97,11 +97,11 @@ struct Vec {
 
   struct Pieces {
     explicit Pieces(const Codebook& book)
-        : log_factor_(vdupq_n_s32(book.log_factor)),
+        : log_factor_(vdupq_n_s32(book.log_factor << 15)),
           shift_at_log_0_(vdupq_n_s32(book.shift_at_log_0)),
           next_threshold_(book.next_threshold) {}
     I ShiftOf(F x) const {
-      const I log = vshrq_n_s32(vmulq_s32(Exponent(x), log_factor_), 16);
+      const I log = vqdmulhq_s32(Exponent(x), log_factor_);  // the upper half of twice the product
       return vaddq_s32(vsubq_s32(shift_at_log_0_, log), vreinterpretq_s32_u32(AtMost(next_threshold_[log], x)));
     }
     I log_factor_, shift_at_log_0_;

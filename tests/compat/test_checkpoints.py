@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from child import report_of
 from oracle import assert_same_params, assert_same_state, give, random_grads, random_params, train, twins
-from pagedopt import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit
+from pagedopt import AdamW, AdamW8bit, GlobalOptimManager, PagedAdamW, PagedAdamW8bit
 from residue import needs_proc, open_files_in, tight_paging
 
 pytestmark = pytest.mark.framework("torch.optim", "`state_dict()`, `load_state_dict()`, pickle and deepcopy")
@@ -403,6 +403,23 @@ def test_a_copy_keeps_its_configuration_and_continues_bit_exactly(cls: Any, way:
     assert_same_params(params, kept)
     assert_same_state(twin.state_dict(), opt.state_dict())
     assert twin.memory_stats().budget_bytes == opt.memory_stats().budget_bytes
+
+
+@each_class
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_copy_keeps_what_was_overridden_for_single_parameters(cls: Any, way: str) -> None:
+    """D6: the learning rate and the bits that were set for one parameter are those of its copy."""
+    params = random_params(SHAPES)
+    options = {"lr": 0.5, "optim_bits": 32, "percentile_clipping": 40}
+    GlobalOptimManager.get_instance().override_config(params[0], key_value_dict=options)
+    opt = cls(params, **_options(cls))
+    train(opt, params, 2)
+    pair = (params, opt)
+    copies, twin = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    train(opt, params, range(2, 4))
+    train(twin, copies, range(2, 4))
+    assert_same_params(copies, params)
+    assert_same_state(twin.state_dict(), opt.state_dict())
 
 
 @each_class

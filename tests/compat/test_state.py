@@ -222,6 +222,29 @@ def test_an_edit_through_a_tensor_that_is_held_reaches_the_next_step(cls: Any) -
     assert_same_params(ours, theirs)
 
 
+_VIEWS = {
+    "detached": lambda tensor: tensor.detach(),
+    "data": lambda tensor: tensor.data,
+    "view": lambda tensor: tensor.view(-1),
+    "numpy": lambda tensor: torch.from_numpy(tensor.numpy()),
+}
+
+
+@each_class
+@pytest.mark.parametrize("kind", _VIEWS)
+def test_an_edit_through_whatever_shows_what_was_read_persists(cls: Any, kind: str) -> None:
+    """C3: also steps after the tensor itself was dropped, and what is held is up to date by then."""
+    params = random_params(SHAPES)
+    opt = cls(params, **_options(cls))
+    train(opt, params, 1)
+    held = [_VIEWS[kind](opt.state[p]["exp_avg"]) for p in params]
+    train(opt, params, range(1, 3))
+    for p, shown in zip(params, held, strict=True):
+        assert torch.equal(shown.reshape(-1), opt.state[p]["exp_avg"].reshape(-1))
+        shown.zero_()
+    assert not any(entry["exp_avg"].any() for entry in opt.state_dict()["state"].values())
+
+
 @each_class
 def test_reading_never_changes_state(cls: Any) -> None:
     """C3: what is read and dropped, or read and held through a step, writes nothing back."""
@@ -260,6 +283,37 @@ def test_a_tensor_of_another_shape_cannot_be_assigned(cls: Any) -> None:
     with pytest.raises(ValueError, match="exp_avg"):
         opt.state[params[0]]["exp_avg"] = torch.zeros(3)
     assert torch.equal(opt.state[params[0]]["exp_avg"], before)
+
+
+def _give_up_one(opt: torch.optim.Optimizer, param: Tensor) -> None:
+    del opt.state[param]
+
+
+def _give_up_all(opt: torch.optim.Optimizer, _: Tensor) -> None:
+    opt.state.clear()
+
+
+def _replace(opt: torch.optim.Optimizer, param: Tensor) -> None:
+    opt.state[param] = {key: torch.zeros_like(value) for key, value in opt.state[param].items()}
+
+
+@each_class
+@pytest.mark.parametrize("give_up", [_give_up_one, _give_up_all, _replace])
+def test_an_entry_that_is_held_outlives_its_state(cls: Any, give_up: Any) -> None:
+    """C5: people take an entry, drop the parameter's state, train on, and put the entry back."""
+    params = random_params(SHAPES)
+    opt = cls(params, **_options(cls))
+    train(opt, params, 3)
+    before = opt.state_dict()["state"][0]
+    entry, tensors = opt.state[params[0]], dict(opt.state[params[0]])
+    give_up(opt, params[0])
+    train(opt, params, 1)
+    assert float(opt.state[params[0]]["step"]) == 1
+    for held in (entry, tensors):
+        assert all(torch.equal(held[key], value) for key, value in before.items())
+    opt.state[params[0]] = entry
+    after = opt.state_dict()["state"][0]
+    assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 @each_class

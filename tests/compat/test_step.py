@@ -48,6 +48,37 @@ def _close(ours: Tensor, truth: Tensor) -> bool:
 # B1: hyperparameters come from the group, at every step.
 
 
+@each_class
+def test_numbers_of_numpy_are_numbers(cls: Any) -> None:
+    """B1: a schedule that computes with NumPy writes its numbers into the groups."""
+    numpy = pytest.importorskip("numpy")
+    ours, theirs = twins(random_params(SHAPES))
+    opt, plain = cls(ours), cls(theirs)
+    opt.param_groups[0]["lr"] = numpy.float32(0.25)
+    opt.param_groups[0]["betas"] = (numpy.float64(0.5), numpy.float32(0.75))
+    plain.param_groups[0].update(lr=0.25, betas=(0.5, 0.75))
+    train(opt, ours, 2)
+    train(plain, theirs, 2)
+    assert_same_params(ours, theirs)
+
+
+@each_class
+def test_a_wrong_option_in_a_group_is_named_at_every_step_until_it_is_mended(cls: Any) -> None:
+    """B1: and nothing changes meanwhile."""
+    ours, theirs = twins(random_params(SHAPES))
+    opt, plain = cls(ours), cls(theirs)
+    for optimizer, params in ((opt, ours), (plain, theirs)):
+        train(optimizer, params, 1)
+    opt.param_groups[0]["min_8bit_size"] = "many"
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"min_8bit_size .*many"):
+            train(opt, ours, range(1, 2))
+    del opt.param_groups[0]["min_8bit_size"]
+    for optimizer, params in ((opt, ours), (plain, theirs)):
+        train(optimizer, params, range(1, 3))
+    assert_same_params(ours, theirs)
+
+
 def _change_one(group: dict[str, Any], step: int) -> None:
     """Write another hyperparameter at each step, as schedulers and people do."""
     if step == 1:
@@ -272,6 +303,21 @@ def test_a_gradient_of_any_layout_is_read_as_its_contiguous_twin(cls: Any, kind:
 
 
 @each_class
+@pytest.mark.parametrize("shape", [(1,), (90, 100)])
+def test_a_negative_view_is_read_as_what_it_stands_for(cls: Any, shape: tuple[int, ...]) -> None:
+    """B3: the imaginary part of a conjugate has the memory of the other sign, and autograd hands it out."""
+    ours, theirs = twins(random_params([shape]))
+    opt, plain = cls(ours), cls(theirs)
+    grad = torch.randn(shape)
+    ours[0].grad = torch.complex(grad, grad).conj().imag if shape == (1,) else torch._neg_view(grad)
+    assert ours[0].grad.is_neg()
+    theirs[0].grad = -grad
+    opt.step()
+    plain.step()
+    assert_same_params(ours, theirs)
+
+
+@each_class
 def test_gradients_are_not_touched(cls: Any) -> None:
     """B3: same object, same bits, same version, clipping and maximizing included."""
     params = random_params(SHAPES)
@@ -322,6 +368,35 @@ def test_parameters_without_gradient_keep_still_and_do_not_count(cls: Any) -> No
             assert ours[0] not in opt.state
     assert_same_params(ours, theirs)
     assert [int(opt.state[p]["step"]) for p in ours] == [4, 3, 5]
+
+
+@each_class
+def test_a_parameter_of_another_shape_is_refused_though_it_has_as_many_values(cls: Any) -> None:
+    """B4: its state belongs to other values now, and torch's own optimizers refuse it, too."""
+    params = random_params([(64, 90), (7,)])
+    opt = cls(params)
+    train(opt, params, 1)
+    params[0].data = params[0].detach().t().contiguous()
+    before = twins(params, 1)[0]
+    with pytest.raises(ValueError, match=r"\(90, 64\).*\(64, 90\)"):
+        train(opt, params, 1)
+    assert_same_params(params, before)
+    del opt.state[params[0]]
+    train(opt, params, 1)
+    assert opt.state[params[0]]["exp_avg"].shape == (90, 64)
+
+
+@each_class
+def test_a_parameter_that_is_named_twice_is_refused(cls: Any) -> None:
+    """B4: torch warns, and updates it twice a step; its checkpoint would name it twice and could not be loaded."""
+    param = random_params([(7,)])[0]
+    with pytest.warns(UserWarning, match="duplicate"):
+        opt = cls([param, param])
+    before = param.detach().clone()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"parameter 1 of group 0 .*twice"):
+            train(opt, [param], 1)
+    assert torch.equal(param, before)
 
 
 @each_class

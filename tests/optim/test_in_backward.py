@@ -156,8 +156,8 @@ def test_fetching_in_backward_moves_the_first_pages_before_the_step_and_changes_
             plain.step()
             plain.zero_grad()
             if step:
-                with accelerator, device_pager._turn() as residency:
-                    residency.trim(0)
+                with accelerator, device_pager._lock:
+                    device_pager._residency.trim(0)
             patch.setattr(base, "kernel_for", lambda device: SimulatedKernel(kernel_for(device), accelerator))
             before = accelerator.num_up
             backward(model, step)

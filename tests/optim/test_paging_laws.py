@@ -31,6 +31,7 @@ from pagedopt import (
     StateLostError,
 )
 from pagedopt.kernels.select import kernel_for
+from pagedopt.optim.counters import StepCounters
 from residue import needs_proc, open_files_in, smallest_budget
 from strategies import STATE_KINDS, Machine, courses, machines, models
 
@@ -276,6 +277,55 @@ def test_after_a_failed_read_a_step_was_not_begun_or_is_not_stepped_on(
     with pytest.raises(StateLostError, match=r"load_state_dict|clear"):
         train(opt, ours, 1)
     _later_as_saved(opt, ours, saved, saved_params, "load")
+
+
+@needs_positioned_io
+@each_bits
+def test_a_read_that_fails_after_a_step_does_not_spoil_state_through_copies_that_are_held(
+    cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 5: a copy that was brought up to date by halves is no edit of its holder, and goes nowhere."""
+    ours, theirs = twins(random_params(SHAPES))
+    opt, plain = cls(ours, **_smallest(tmp_path, 0)), cls(theirs)
+    train(opt, ours, 2)
+    train(plain, theirs, 2)
+    held = [opt.state[p]["exp_avg"] for p in ours]
+    opt.reset_paging_stats()
+    train(opt, ours, range(2, 3))
+    train(plain, theirs, range(2, 3))
+    reads_of_a_step = opt.step_stats().bytes_read["disk"] // (64 * KIB)
+    with monkeypatch.context() as patch:
+        _fail_io(patch, "pread", after=reads_of_a_step + 1)
+        with pytest.raises(SpillError):
+            train(opt, ours, range(3, 4))
+    train(plain, theirs, range(3, 4))
+    assert_same_params(ours, theirs)
+    assert_same_state(opt.state_dict(), plain.state_dict())
+    assert all(torch.equal(held[i], plain.state[p]["exp_avg"]) for i, p in enumerate(theirs))
+    train(opt, ours, range(4, 6))
+    train(plain, theirs, range(4, 6))
+    assert_same_params(ours, theirs)
+
+
+@each_bits
+@pytest.mark.parametrize("steps_before", [3, 1 << 24])
+def test_a_step_that_did_not_begin_counts_nowhere(cls: Any, steps_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 5: also where a count in float32 stands still, and where Ctrl-C comes before anything was counted."""
+    params = random_params(SHAPES)
+    opt = cls(params)
+    train(opt, params, 1)
+    for p in params:
+        opt.state[p]["step"].fill_(steps_before)
+    for what in ("copy", "values"):
+        with monkeypatch.context() as patch:
+            patch.setattr(StepCounters, what, _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(opt, params, 1)
+        assert all(float(opt.state[p]["step"]) == steps_before for p in params)
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @needs_proc

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle import assert_same_params, assert_same_state, codebook, random_params, row_blocks, train, twins
-from pagedopt import AdamW, AdamW8bit, CheckpointError, PagedAdamW, PagedAdamW8bit
+from pagedopt import AdamW, AdamW8bit, CheckpointError, PagedAdamW, PagedAdamW8bit, Pager, StateLostError
 from residue import smallest_budget
 from strategies import STATE_KINDS, Machine, courses, machines, models
 
@@ -179,6 +179,38 @@ def test_a_state_dict_that_cannot_be_taken_in_is_refused_and_nothing_changes(cls
     train(opt, ours, range(2, 4))
     train(plain, theirs, range(2, 4))
     assert_same_params(ours, theirs)
+
+
+@pytest.mark.parametrize("cls", [AdamW, PagedAdamW], ids=lambda c: c.__name__)
+def test_a_load_that_is_refused_keeps_what_the_saved_groups_have_no_room_for(cls: Any) -> None:
+    """The largest second moments of amsgrad are not dropped on behalf of groups without it, which then do not come."""
+    ours, theirs = twins(random_params(SHAPES))
+    opt, plain = cls(ours, amsgrad=True), cls(theirs, amsgrad=True)
+    other_params = random_params([*SHAPES[:-1], (3,)])
+    other = cls(other_params)
+    for optimizer, params, steps in ((opt, ours, 3), (plain, theirs, 3), (other, other_params, 1)):
+        train(optimizer, params, steps)
+    with pytest.raises(CheckpointError, match="exp_avg"):
+        opt.load_state_dict(other.state_dict())
+    assert_same_state(opt.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("is_lost_page", [False, True], ids=["half a step", "a lost page"])
+def test_lost_state_is_reloaded_whatever_the_saved_groups_say(is_lost_page: bool) -> None:
+    """What is lost cannot be read, so it cannot be converted to the format of what comes in its place."""
+    ours, theirs = twins(random_params(SHAPES))
+    opt, saved = PagedAdamW(ours, amsgrad=True, pager=Pager()), PagedAdamW(theirs)
+    train(opt, ours, 1)
+    train(saved, theirs, 2)
+    if is_lost_page:
+        pager = opt.pager.on(torch.device("cpu"))
+        pager.fail(0, RuntimeError("the disk is gone"))
+    else:
+        opt._store.lose(StateLostError("half a step"))
+    with pytest.raises(StateLostError):
+        train(opt, ours, 1)
+    opt.load_state_dict(saved.state_dict())
+    assert_same_state(opt.state_dict(), saved.state_dict())
 
 
 def test_the_state_of_torch_goes_on_here() -> None:

@@ -148,6 +148,10 @@ class SimulatedTier:
         self.stored.pop(page, None)
         self.last.pop(page, None)
 
+    def finish(self) -> None:
+        for transfer in list(self.under_way):
+            transfer.end()
+
     def close(self) -> None:
         for transfer in list(self.under_way):
             transfer.end()

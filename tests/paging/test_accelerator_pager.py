@@ -116,8 +116,8 @@ def something_else(training: Training, rng: random.Random) -> None:
         case 0:
             pager.flush()
         case 1:
-            with pager._turn() as residency:
-                residency.trim(rng.randrange(4))
+            with pager._lock:
+                pager._residency.trim(rng.randrange(4))
         case 2 if len(training.values) > 1:
             page = rng.choice(list(training.values))
             del training.values[page]

@@ -144,7 +144,7 @@ def test_memory_that_cannot_be_had_shows_at_a_pin_and_never_at_a_prefetch() -> N
         if is_resident(pager, page) and len(pages) > 3:
             pager.release(page)
     pager._residency.frames._idle.clear()
-    pager._residency.frames.num_allocated = 0
+    pager._residency.frames._all.clear()
 
     def exhausted(nbytes: int) -> torch.Tensor:
         raise MemoryError(f"no {nbytes} bytes")
@@ -155,6 +155,22 @@ def test_memory_that_cannot_be_had_shows_at_a_pin_and_never_at_a_prefetch() -> N
         pager.pin(evicted[0])
     pager._residency.frames._allocate = new_poisoned_buffer
     assert (pager.pin(evicted[0]) == 1).all()
+
+
+def test_a_page_that_was_offered_stays_though_all_who_had_claimed_it_go() -> None:
+    """The garbage collector may end an optimizer between any two lines of another one that shares its page."""
+    pager = simulated_pager(3, SimulatedTier())
+    page, _ = pager.open_page()
+    pager.claim(page, 3)
+    assert pager.open_page() == (page, 3)
+    pager.release(page)
+    pager.claim(page, 6)
+    pager.unpin(page, dirty=pager.pin(page).fill_(1) is None)
+    pager.release(page)
+    assert pager.memory.num_pages == 0
+    page, _ = pager.open_page()
+    pager.close_page()
+    assert pager.memory.num_pages == 0
 
 
 def test_an_interrupted_wait_loses_track_of_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 
 import pytest
 import torch
@@ -46,3 +47,15 @@ def test_a_kernel_without_huge_pages_serves_too(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(mmap, "mmap", Memory)
     assert not new_host_buffer(4 << 20).any()
+
+
+def test_a_view_of_bytes_keeps_its_tensor() -> None:
+    """A copy that only the view is of, such as a page that was brought from an accelerator, is not freed under it."""
+    tensor = torch.arange(6).view(2, 3)
+    freed = weakref.ref(tensor)
+    view = bytes_of(tensor)[8:]
+    del tensor
+    assert freed() is not None
+    assert bytes(view[:1]) == b"\x01"
+    del view
+    assert freed() is None

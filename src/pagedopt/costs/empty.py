@@ -133,6 +133,9 @@ class EmptyDisk:
     def release(self, page: int) -> None:
         self._pages.remove(page)
 
+    def finish(self) -> None:
+        return
+
     def close(self) -> None:
         self._pages.clear()
         while self.rings:

@@ -122,6 +122,8 @@ def _rates(rates: Rates | None) -> Iterator[str]:
         return
     spoken = [f"{name.replace('_', ' ')} {rate / 1e9:.3g} GB/s" for name, rate in rates.bytes_per_second.items()]
     spoken += [f"{name} {rate / 1e9:.3g} G values/s" for name, rate in rates.values_per_second.items()]
+    if rates.overlap is not None:
+        spoken.append(f"overlap {rates.overlap:.0%}")
     yield "rates: " + ", ".join(spoken)
     if rates.machine:
         yield "of: " + ", ".join(value for name, value in rates.machine.items() if name != "disk")

@@ -10,6 +10,7 @@ import ast
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -39,12 +40,13 @@ def number(value: object, name: str, *, below: float = math.inf) -> float:
         if plain.numel() != 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(plain.shape)}")
         plain = plain.item()
-    if isinstance(plain, bool) or not isinstance(plain, (int, float)):
+    if isinstance(plain, bool) or not isinstance(plain, Real):  # NumPy's numbers are, too: schedules compute them
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= plain < below:  # also refuses nan
+    as_float = float(plain)
+    if not 0 <= as_float < below:  # also refuses nan
         bound = "finite" if below == math.inf else f"below {below:g}"
         raise ValueError(f"{name} must be at least 0 and {bound}, got {value!r}")
-    return float(plain)
+    return as_float
 
 
 def whole(value: object, name: str, low: int, high: int | None = None) -> int:

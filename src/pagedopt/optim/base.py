@@ -18,12 +18,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from pagedopt.codecs.base import CODEC_VERSION
-from pagedopt.errors import PagedOptError, StateLostError
+from pagedopt.errors import BudgetError, PagedOptError, StateLostError
 from pagedopt.formats.recognise import recognise
 from pagedopt.kernels.select import kernel_for
 from pagedopt.optim import matching, state_dicts
 from pagedopt.optim.arguments import StateOptions, check_hyperparameters, number
 from pagedopt.optim.gradients import check_gradients
+from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.optim.parameters import Parameters
 from pagedopt.optim.parts import local_tensor
 from pagedopt.optim.placement import Placement
@@ -208,8 +209,8 @@ class PagedOptimizer(torch.optim.Optimizer):
         """Add a group, as in torch; it may also have optim_bits, min_8bit_size, block_wise and percentile_clipping.
 
         Raises:
-            TypeError, ValueError: an option that is wrong, named with its value; the group is not added.
-            BudgetError: the budget of the group's device cannot hold the working set.
+            TypeError, ValueError: an option that is wrong, named with its value.
+            BudgetError: the budget of the group's device cannot hold the working set. The group is not added.
         """
         if isinstance(param_group, dict):
             checked = {**check_hyperparameters(param_group), **StateOptions.parse(param_group)}
@@ -218,13 +219,18 @@ class PagedOptimizer(torch.optim.Optimizer):
                 raise ValueError("amsgrad=True needs 32-bit state; set amsgrad=False or optim_bits=32")
             param_group = {**param_group, **checked}
         _add_param_group(self, param_group)
-        for device in {param.device for param in self.param_groups[-1]["params"]}:
-            self._store.pager.config.check_budget(device)
+        try:
+            for device in {param.device for param in self.param_groups[-1]["params"]}:
+                self._store.pager.config.check_budget(device)
+        except BudgetError:
+            self.param_groups.pop()
+            raise
 
     def _begin(self) -> None:
         """Bring everything that depends on parameters, groups and assigned state up to date."""
         self._check_usable()
-        self._resolve()
+        self._learn_parameters()
+        self._placement.follow_formats()
         self._store.settle()
         self._placement.take_in()
 
@@ -233,11 +239,10 @@ class PagedOptimizer(torch.optim.Optimizer):
             raise PagedOptError("this optimizer is closed; make a new one and load its state")
         self._store.check_whole()
 
-    def _resolve(self) -> None:
+    def _learn_parameters(self) -> None:
         """Learn what changed about parameters; state of those that are gone (FSDP2 replaces them) is released."""
         for gone in self._parameters.refresh(self.param_groups):
             del self._state_map[gone]
-        self._placement.follow_formats()
 
     def _name_of(self, param: Tensor) -> str:
         return self._parameters.name_of(param)
@@ -341,7 +346,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             before, self.param_groups = self.param_groups, match.groups
             has_state = self._store.is_lost or any(self._state_map.values())
             try:
-                self._resolve()
+                self._learn_parameters()  # state that is about to go is not converted to what the new groups say
                 incoming = state_dicts.check_entries(
                     match.entries, self._placement.format_for, self._name_of, recognise
                 )
@@ -351,9 +356,11 @@ class PagedOptimizer(torch.optim.Optimizer):
             except BaseException:
                 self.param_groups = before
                 raise
-            self._state_map.clear()
+            foreign = {key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)}
             try:
+                self._state_map.clear()
                 self._placement.write(incoming)
+                self._state_map.update(foreign)
             except BaseException as error:
                 self.param_groups = before
                 self._state_map.clear()
@@ -365,7 +372,6 @@ class PagedOptimizer(torch.optim.Optimizer):
                         )
                     )
                 raise
-            self._state_map.update({key: entry for key, entry in match.entries.items() if not isinstance(key, Tensor)})
 
     @contextmanager
     def settled(self) -> Iterator[Store]:
@@ -376,18 +382,23 @@ class PagedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return configuration and a snapshot of the state, for pickle and deepcopy; a copy has pages of its own."""
-        self._store.settle()
-        return {
-            "defaults": self.defaults,
-            "param_groups": self.param_groups,
-            "state": [(key, entry.snapshot()) for key, entry in self._state_map.items()],
-            "options": self._options,
-            "pager": self._pager_given,
-        }
+        ours = {id(param) for group in self.param_groups for param in group["params"]}
+        with self._store.lock, torch.no_grad():
+            self._store.settle()
+            return {
+                "defaults": self.defaults,
+                "param_groups": self.param_groups,
+                "state": [(key, entry.snapshot()) for key, entry in self._state_map.items()],
+                "options": self._options,
+                "overrides": [pair for pair in GlobalOptimManager.get_instance().overrides() if id(pair[0]) in ours],
+                "pager": self._pager_given,
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         entries, options, pager = state.pop("state"), state.pop("options"), state.pop("pager")
+        for param, config in state.pop("overrides", ()):
+            GlobalOptimManager.get_instance().override_config(param, key_value_dict=config)
         self._build(options, pager)
         super().__setstate__(state)
         self._state_map.update(entries)

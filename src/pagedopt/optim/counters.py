@@ -33,6 +33,7 @@ class StepCounters:
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
         self._free: list[int] = []
+        self._shown: set[int] = set()
 
     def new(self) -> int:
         """Return the slot of a new counter at 0."""
@@ -46,12 +47,20 @@ class StepCounters:
         return slot
 
     def free(self, slot: int) -> None:
-        """Give `slot` back."""
-        self._free.append(slot)
+        """Give `slot` back. One that was shown is never used again: who has it keeps the count as it was."""
+        if slot in self._shown:
+            self._shown.remove(slot)
+        else:
+            self._free.append(slot)
 
     def view(self, slot: int) -> Tensor:
         """Return the counter as a 0-dimensional float32 CPU tensor that shares its memory."""
         return self._chunks[slot // _CHUNK][slot % _CHUNK]
+
+    def show(self, slot: int) -> Tensor:
+        """Return `view(slot)` for somebody who may keep it for longer than the counter lives."""
+        self._shown.add(slot)
+        return self.view(slot)
 
     def values(self, slots: Slots) -> list[float]:
         """Return the counters at `slots`."""
@@ -63,10 +72,19 @@ class StepCounters:
         flat = [value for chunk in self._chunks for value in chunk.tolist()]
         return [flat[slot] for slot in slots.order]
 
-    def add(self, slots: Slots, amount: int) -> None:
-        """Add `amount` to the counters at `slots`."""
+    def add_one(self, slots: Slots) -> None:
+        """Add one to the counters at `slots`."""
         if len(slots.order) == 1:
-            self.view(slots.order[0]).add_(amount)
+            self.view(slots.order[0]).add_(1)
             return
         for chunk, inside in slots.inside.items():
-            self._chunks[chunk][inside] += amount
+            self._chunks[chunk][inside] += 1
+
+    def copy(self, slots: Slots) -> dict[int, Tensor]:
+        """Return what `restore` takes to make the counters at `slots` what they are now."""
+        return {chunk: self._chunks[chunk][inside] for chunk, inside in slots.inside.items()}
+
+    def restore(self, slots: Slots, copy: dict[int, Tensor]) -> None:
+        """Make the counters at `slots` what they were."""
+        for chunk, inside in slots.inside.items():
+            self._chunks[chunk][inside] = copy[chunk]

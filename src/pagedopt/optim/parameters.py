@@ -52,11 +52,11 @@ class Parameters:
         versions = (manager.version, self._store.version)
         if same and versions == self._versions:
             return []
-        self._plans.clear()
         if not same or versions[0] != self._versions[0]:
+            self._resolved = self._resolve(groups, {id(param): config for param, config in manager.overrides()})
             self.all, self._groups, self._choices = found, list(groups), choices
             self.version += 1
-            self._resolve({id(param): config for param, config in manager.overrides()})
+        self._plans.clear()
         self._versions = versions
         return [param for param in self._store.records if param not in self]
 
@@ -70,16 +70,29 @@ class Parameters:
             and [[group.get(name) for name in _FORMAT_CHOICES] for group in groups] == self._choices
         )
 
-    def _resolve(self, overrides: Mapping[int, dict[str, Any]]) -> None:
-        self._resolved = {}
-        for group in self._groups:
+    def _resolve(
+        self, groups: list[dict[str, Any]], overrides: Mapping[int, dict[str, Any]]
+    ) -> dict[int, tuple[Source, StateOptions]]:
+        """Return what holds for each parameter, by its `id`.
+
+        Raises:
+            TypeError, ValueError: a group says something wrong, or has a parameter that was there before.
+        """
+        resolved: dict[int, tuple[Source, StateOptions]] = {}
+        for index, group in enumerate(groups):
             plain, options = Source(group, {}), self._options.overlaid(StateOptions.parse(group))
-            for param in group["params"]:
+            for position, param in enumerate(group["params"]):
+                if id(param) in resolved:
+                    raise ValueError(
+                        f"parameter {position} of group {index} is in the groups twice, and would be updated twice a "
+                        "step; name each parameter once"
+                    )
                 override = overrides.get(id(param))
                 if override is None:
-                    self._resolved[id(param)] = plain, options
+                    resolved[id(param)] = plain, options
                 else:
-                    self._resolved[id(param)] = Source(group, override), options.overlaid(override)
+                    resolved[id(param)] = Source(group, override), options.overlaid(override)
+        return resolved
 
     def __contains__(self, param: Tensor) -> bool:
         return id(param) in self._resolved

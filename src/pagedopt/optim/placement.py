@@ -90,7 +90,7 @@ class Placement:
             if self.format_for(param) is not record.state_format:
                 entry = self._states[param].snapshot()
                 incoming = state_dicts.check_entries({param: entry}, self.format_for, self._parameters.name_of)
-                self._store.discard(param)
+                self._states[param] = entry
                 self._take_in_one(param, incoming[param], entry)
         self._followed_version = self._parameters.version
 

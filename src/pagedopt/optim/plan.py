@@ -67,7 +67,7 @@ class Plan:
     source_of: list[int] = field(init=False)
     has_values: list[bool] = field(init=False)
     _devices: list[int] = field(init=False)
-    _numels: list[int] = field(init=False)
+    _shapes: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         for operand, record in enumerate(self.records):
@@ -88,13 +88,13 @@ class Plan:
         index_of = {key: index for index, key in enumerate(distinct)}
         self.distinct_sources = list(distinct.values())
         self._devices = [record.device.index or 0 if record.device.type != "cpu" else -1 for record in self.records]
-        self._numels = [math.prod(record.part.local_shape) for record in self.records]
-        self.has_values = [numel > 0 for numel in self._numels]
+        self._shapes = [record.part.local_shape for record in self.records]
+        self.has_values = [math.prod(shape) > 0 for shape in self._shapes]
         self.source_of = [index_of[id(source)] for source in self.sources]
 
     def fits(self, params: Sequence[Tensor]) -> bool:
-        """Return whether `params`, which are this plan's, are still of the device and size that it was made for."""
-        return list(map(Tensor.get_device, params)) == self._devices and list(map(Tensor.numel, params)) == self._numels
+        """Return whether `params`, which are this plan's, are still of the device and shape that it was made for."""
+        return list(map(Tensor.get_device, params)) == self._devices and [p.shape for p in params] == self._shapes
 
     def live_pages(self, pages: Sequence[int], is_live: Sequence[bool]) -> Sequence[int]:
         """Return those of `pages` in which at least one operand is live."""

@@ -4,13 +4,15 @@
     state[p]["exp_avg"]    a tensor of the parameter's shape, read from the pages; to change it changes the state
     state[p][key] = v      copied into the pages, from any device
     state[p] = {...}       another optimizer's state: converted into pages when it is next needed
-    state.clear()          releases the pages
+    state.clear()          releases the pages; so does del state[p], and an entry that somebody holds is an ordinary
+                           dict of its own from then on
 
 A parameter that has no pages yet has an ordinary dict, and what is put there is taken in when pages are made.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pagedopt.codecs.base import Field
+from pagedopt.errors import SpillError, StateLostError
 from pagedopt.formats.entry import GNORM_HISTORY, GNORM_SLOTS
 from pagedopt.optim.store import Record, Store
 
@@ -44,6 +47,15 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
         super().clear()
         self._store, self._record = store, record
 
+    def unbind(self) -> None:
+        """Become an ordinary dict of what is there now, or of nothing if that is lost."""
+        try:
+            values = self.snapshot()
+        except (StateLostError, SpillError):  # it cannot be read any more: then there is nothing to keep
+            values = {}
+        self._store = self._record = None
+        super().update(values)
+
     @property
     def is_bound(self) -> bool:
         return self._record is not None
@@ -64,7 +76,7 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
         if self._record is None or self._store is None:
             return super().__getitem__(key)
         if key == STEP:
-            return self._store.counters.view(self._record.slot)
+            return self._store.counters.show(self._record.slot)
         if key == GNORM_HISTORY and self._record.gnorm_history is not None:
             return self._record.gnorm_history
         index = self._index(key)
@@ -225,14 +237,26 @@ class StateMap(defaultdict):  # type: ignore[type-arg]
         if values is super().get(parameter):
             return
         entry = ParameterState(values.snapshot() if isinstance(values, ParameterState) else values)
-        self._discard(parameter)
-        super().__setitem__(parameter, entry)
+        self._part_with(parameter)
         self.unbound.add(id(parameter))
+        super().__setitem__(parameter, entry)
+        self._discard(parameter)
 
     def __delitem__(self, parameter: Any) -> None:
-        super().__delitem__(parameter)
+        if parameter not in self:
+            raise KeyError(parameter)
+        self._part_with(parameter)
+        super().pop(parameter, None)
         self.unbound.discard(id(parameter))
         self._discard(parameter)
+
+    def _part_with(self, parameter: Any) -> None:
+        """Let an entry that somebody else holds, too, keep what is in it when the state of `parameter` goes."""
+        if parameter in self and self._num_references(parameter) > _REFERENCES_OF_ONE_HOLDER:
+            super().__getitem__(parameter).unbind()
+
+    def _num_references(self, parameter: Any) -> int:
+        return sys.getrefcount(super().get(parameter))
 
     def pop(self, parameter: Any, default: Any = _MISSING) -> Any:
         if parameter not in self:
@@ -257,12 +281,24 @@ class StateMap(defaultdict):  # type: ignore[type-arg]
             self[parameter] = entry
 
     def clear(self) -> None:
+        for parameter in self:
+            self._part_with(parameter)
         super().clear()
         self.unbound.clear()
         self._clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, ({parameter: entry.snapshot() for parameter, entry in self.items()},)
+
+
+def _references_of_one_holder() -> int:
+    """Return the references to an entry that only its map holds: how many a call adds is Python's affair."""
+    states = StateMap(lambda _: None, lambda: None)
+    states[0] = {}
+    return states._num_references(0)  # noqa: SLF001 - of this module
+
+
+_REFERENCES_OF_ONE_HOLDER = _references_of_one_holder()
 
 
 def checked_gnorms(value: object) -> Tensor:

@@ -14,7 +14,7 @@ from pagedopt.optim.counters import Slots, StepCounters
 from pagedopt.optim.parts import local_gradient, local_tensor
 from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
-from pagedopt.optim.strided import gather, scatter
+from pagedopt.optim.strided import gather, is_flat, scatter
 from pagedopt.paging.sweep import sweep
 from pagedopt.ranges import profiled
 
@@ -48,24 +48,26 @@ class Step:
             grad is not None and has_values for grad, has_values in zip(grads, plan.has_values, strict=True)
         ]
         self._strided = self._find_strided()
+        self._steps_before: dict[int, Tensor] | None = None
         self._gnorms_before: dict[int, Tensor | None] = {}
         self.pages_updated = 0
 
     def _find_strided(self) -> dict[int, Tensor]:
         """Return the gradients of the operands that a kernel cannot take as flat memory."""
-        given = [grad for grad in self._grads if grad is not None]
-        if all(map(Tensor.is_contiguous, given)) and all(map(Tensor.is_contiguous, self._params)):
-            return {}
+        tensors = [grad for grad in self._grads if grad is not None] + self._params
+        if all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors)):
+            return {}  # as nearly always: all of them `is_flat`, found without a call in Python for each
         return {
             operand: grad
             for operand, grad in enumerate(self._grads)
-            if grad is not None and not (grad.is_contiguous() and self._params[operand].is_contiguous())
+            if grad is not None and not (is_flat(grad) and is_flat(self._params[operand]))
         }
 
     def advance(self) -> None:
         """Count the step of every live operand and fold this step's scalars."""
         plan = self._plan
-        self._counters.add(self._slots, 1)
+        self._steps_before = self._counters.copy(self._slots)
+        self._counters.add_one(self._slots)
         table = ScalarTable()
         rows = self._scalar_rows(table, self._counters.values(self._slots))
         grads = self._grads
@@ -95,8 +97,9 @@ class Step:
         return clip_scale(record, self._kernel.squared_norm(grad).item(), step, percentile)
 
     def undo(self) -> None:
-        """Take `advance` back, for a step that ended before it updated a page."""
-        self._counters.add(self._slots, -1)
+        """Take `advance` back, however far it came, for a step that ended before it updated a page."""
+        if self._steps_before is not None:
+            self._counters.restore(self._slots, self._steps_before)
         for operand, before in self._gnorms_before.items():
             self._plan.records[operand].gnorm_history = before
 

@@ -3,9 +3,8 @@
     Record   one parameter: its format, its segments (page, offsets), its step and, with clipping, its gradient norms
     Store    the records of one optimizer; reads and writes whole arrays through the pager, page by page
 
-What is shown is a copy. It is watched: if its bytes changed by the next time the store is used, they go back into the
-pages, and while somebody holds it, it is brought up to date after every step. So `state[p]["exp_avg"].zero_()` does
-what it says. `optim.parts` says how a parameter that is cut over processes is shown.
+What is shown is a copy that is watched (`optim.lent`). `optim.parts` says how a parameter that is cut over processes is
+shown.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from xxhash import xxh3_64_intdigest
 
 from pagedopt.codecs.base import FIELDS, Field, Per, StateFormat
 from pagedopt.errors import StateLostError
@@ -27,10 +25,10 @@ from pagedopt.formats.entry import PIECE, Reader, Values
 from pagedopt.formats.kept import Kept, Recoded
 from pagedopt.layout import Grid, Segment, fit, grid_for
 from pagedopt.optim.counters import StepCounters
+from pagedopt.optim.lent import LentCopies
 from pagedopt.optim.parts import Part
 from pagedopt.paging.pager import DevicePager, Pager
-from pagedopt.paging.sweep import sweep
-from pagedopt.tiers.buffers import bytes_of
+from pagedopt.paging.sweep import pinned, sweep
 
 _PLACING = threading.Lock()
 """One parameter is placed at a time: a pager fills one page, which optimizers in several threads may share."""
@@ -82,17 +80,6 @@ class Record:
         return self.part.show(local, self.grid.blocks_per_row if array.per is Per.BLOCK else None)
 
 
-@dataclass(slots=True)
-class _Lent:
-    """A copy handed out: `alias` shares its memory; `holder` is dead once nobody has it."""
-
-    record: Record
-    index: int
-    alias: Tensor
-    holder: weakref.ref[Tensor]
-    digest: int
-
-
 class Store:
     """The state of one optimizer's parameters, in pages of `pager`.
 
@@ -106,9 +93,9 @@ class Store:
         self.lock = threading.RLock()
         self.version = 0
         """Moves when a record comes or goes."""
-        self._lent: dict[tuple[int, int], _Lent] = {}
+        self._lent = LentCopies()
         self._lost: StateLostError | None = None
-        self._claims: dict[int, list[tuple[DevicePager, int]]] = {}
+        self._claims: dict[Record, list[int]] = {}
         weakref.finalize(self, _release, self._claims).atexit = False
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -122,18 +109,19 @@ class Store:
         pager = self.pager.on(device)
         grid = grid_for(part.local_shape, state_format)
         record = Record(state_format, grid, part, device, pager, self.counters.new())
-        claims: list[tuple[DevicePager, int]] = []
+        claims: list[int] = []
+        self._claims[record] = claims
         try:
             with _PLACING:
-                for page, segment in _claim(pager, grid, state_format):
-                    claims.append((pager, page))
-                    record.segments.append((page, segment))
+                try:
+                    record.segments.extend(_claim(pager, grid, state_format, claims))
+                except BaseException:
+                    pager.close_page()  # it may wait to be claimed, and nobody will
+                    raise
+            self.records[parameter] = record
         except BaseException:
-            _release({0: claims})
-            self.counters.free(record.slot)
+            self._give_up(record)
             raise
-        self._claims[id(record)] = claims
-        self.records[parameter] = record
         self.version += 1
         return record
 
@@ -149,19 +137,25 @@ class Store:
         record = self.records.pop(parameter, None)
         if record is None:
             return
-        for index in range(len(record.shown)):
-            self._lent.pop((id(record), index), None)
-        self.counters.free(record.slot)
-        _release({0: self._claims.pop(id(record))})
         self.version += 1
         if not self.records:
             self._lost = None
+        self._give_up(record)
 
     def clear(self) -> None:
         """Release all state; a store whose state was lost is whole again."""
         for parameter in list(self.records):
             self.discard(parameter)
+        for record in list(self._claims):  # of a `discard` that was interrupted
+            self._give_up(record)
         self._lost = None
+
+    def _give_up(self, record: Record) -> None:
+        """Give back the pages and the counter of a record that is, or never came to be, some parameter's."""
+        self._lent.forget(record)
+        record.pager.release_all(self._claims[record])
+        del self._claims[record]
+        self.counters.free(record.slot)
 
     # -- lost state ---------------------------------------------------------------------------------------------------
 
@@ -205,9 +199,12 @@ class Store:
             page, segment = record.segments[first]
             low, high = segment.bounds(per)
             count = min(high, stop) - start
-            with _pinned(record.pager, page, dirty=False) as frame:
-                array = _array(frame, record, segment, index)
+            frames = pinned(record.pager, page, dirty=False)
+            try:
+                array = _array(next(frames), record, segment, index)
                 into[into.numel() - (stop - start) :][:count].copy_(array[start - low : start - low + count])
+            finally:
+                frames.close()
             start, first = start + count, first + 1
 
     def take(self, record: Record, reader: Reader) -> None:
@@ -265,70 +262,43 @@ class Store:
         with self.lock:
             self.settle()
             self.check_whole()
-            lent = self._lent.get((id(record), index))
-            held = lent.holder() if lent is not None else None
             array = record.shown[index]
-            if held is not None:
-                return record.as_shown(array, held)
-            with torch.inference_mode(mode=False), torch.no_grad():
-                out = torch.empty(record.array_shape(array), dtype=array.dtype, device="cpu")
-                self.read(record, {index: out})
-                alias = out.detach()
-            self._lent[(id(record), index)] = _Lent(record, index, alias, weakref.ref(out), _digest(alias))
-            return record.as_shown(array, out)
+            return record.as_shown(array, self._lent.lend(self, record, index))
 
     def settle(self) -> None:
-        """Write changed copies back into the pages and forget those that nobody holds."""
-        for key, lent in list(self._lent.items()):
-            held = lent.holder() is not None  # asked first: a change made before the last holder went is then seen
-            digest = _digest(lent.alias)
-            if digest != lent.digest:
-                self.check_whole()
-                self.overwrite(lent.record, {lent.index: lent.alias})
-                lent.digest = digest
-            if not held:
-                del self._lent[key]
+        """Write lent copies that changed back into the pages."""
+        self._lent.settle(self)
 
     def refresh(self) -> None:
-        """Bring the copies that are still held up to date after a step."""
-        for key, lent in list(self._lent.items()):
-            if lent.holder() is None:
-                del self._lent[key]
-                continue
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self.read(lent.record, {lent.index: lent.alias})
-            lent.digest = _digest(lent.alias)
+        """Bring lent copies that are still held up to date after a step."""
+        self._lent.refresh(self)
 
 
-def _claim(pager: DevicePager, grid: Grid, state_format: StateFormat) -> Iterator[tuple[int, Segment]]:
+def _claim(
+    pager: DevicePager, grid: Grid, state_format: StateFormat, claims: list[int]
+) -> Iterator[tuple[int, Segment]]:
     """Claim room for all blocks of `grid` in the page being filled and the pages after it."""
     block = 0
     while block < grid.num_blocks:
         page, used = pager.open_page()
         segment = fit(grid, state_format, block, used, pager.page_nbytes)
         if segment is not None:
-            pager.claim(page, segment.offsets[0] + segment.nbytes)
+            pager.claim(page, segment.offsets[0] + segment.nbytes, claims)
             block = segment.stop_block
             yield page, segment
         if block < grid.num_blocks:
             pager.close_page()  # it has no room for a block more
 
 
-def _release(claims: dict[int, list[tuple[DevicePager, int]]]) -> None:
+def _release(claims: dict[Record, list[int]]) -> None:
     """Give claims back to their pagers. A function of its own: a finalizer must not keep its store alive."""
-    for pages in claims.values():
-        while pages:
-            pager, page = pages.pop()
-            pager.release(page)
-
-
-@contextmanager
-def _pinned(pager: DevicePager, page: int, *, dirty: bool) -> Iterator[Tensor]:
-    frame = pager.pin(page)
     try:
-        yield frame
-    finally:
-        pager.unpin(page, dirty=dirty)
+        for record, pages in claims.items():
+            record.pager.release_all(pages)
+    except KeyboardInterrupt:  # a finalizer swallows it, and nobody comes again
+        for record, pages in claims.items():
+            record.pager.release_all(pages)
+        raise
 
 
 def _array(frame: Tensor, record: Record, segment: Segment, index: int) -> Tensor:
@@ -336,8 +306,3 @@ def _array(frame: Tensor, record: Record, segment: Segment, index: int) -> Tenso
     array = FIELDS[record.state_format][index]
     offset = segment.offsets[index]
     return frame[offset : offset + segment.count(array.per) * array.dtype.itemsize].view(array.dtype)
-
-
-def _digest(tensor: Tensor) -> int:
-    """Return a hash of the bytes, not of the version counter, which writes through `.data` or NumPy do not move."""
-    return xxh3_64_intdigest(bytes_of(tensor))

@@ -1,6 +1,6 @@
 """Values [start, stop) of a tensor of any strides, in row-major order, without copying the rest of it.
 
-A channels-last, transposed or sliced parameter has no flat view. A run of its values is at most `2 * ndim - 1` views,
+A channels-last, transposed or sliced parameter is not flat. A run of its values is at most `2 * ndim - 1` views,
 which a segment's update copies into contiguous memory and back.
 """
 
@@ -10,6 +10,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+
+def is_flat(tensor: Tensor) -> bool:
+    """Return whether the values of `tensor` lie in memory one after the other, so that a kernel needs an address only.
+
+    The memory of a negative view, such as the imaginary part of a conjugate, has the other sign.
+    """
+    return tensor.is_contiguous() and not tensor.is_neg()
 
 
 def pieces(tensor: Tensor, start: int, stop: int) -> Iterator[Tensor]:

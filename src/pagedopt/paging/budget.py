@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,13 @@ HOST_RESERVE_NBYTES = 1 << 30
 DEVICE_RESERVE_SHARE = 0.2
 DEVICE_RESERVE_NBYTES = 1 << 30
 """An automatic device budget leaves a fifth of the free memory, and at least 1 GiB, to activations."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What one of those that charge a ledger has of it."""
+
+    charged: int = 0
 
 
 class Ledger:
@@ -37,8 +45,9 @@ class Ledger:
         with self._lock:
             return None if callable(self._limit) else self._limit
 
-    def charge(self, nbytes: int) -> bool:
+    def charge(self, nbytes: int, account: Account | None = None) -> bool:
         """Take `nbytes` of what is left; return False, and take nothing, if less is left."""
+        account = account or Account()
         with self._lock:
             if callable(self._limit):
                 self._limit = self._limit()
@@ -46,6 +55,7 @@ class Ledger:
             if limit is not None and self.charged + nbytes > limit:
                 return False
             self.charged += nbytes
+            account.charged += nbytes  # no call since, so an interrupt leaves both right
             return True
 
     def set_limit(self, nbytes: int) -> None:
@@ -53,10 +63,12 @@ class Ledger:
         with self._lock:
             self._limit = nbytes
 
-    def refund(self, nbytes: int) -> None:
+    def refund(self, nbytes: int, account: Account | None = None) -> None:
         """Give back `nbytes` charged before."""
+        account = account or Account()
         with self._lock:
             self.charged -= nbytes
+            account.charged -= nbytes
             assert self.charged >= 0, "more was given back than was charged"
 
 

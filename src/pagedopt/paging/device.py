@@ -1,6 +1,6 @@
 """The pages of one device, as optimizers use them: residency, one turn at a time.
 
-turn       one call, under one lock
+turn       one call, under one lock; what one leaves half done that was cut short, the next puts right
 release    may come from a finalizer, which the garbage collector can run in the middle of a turn of its own
            thread: then it waits for nothing, and is done when that turn ends
 fork       a child's frames are copies and serve it; a tier is its parent's, and is never touched
@@ -11,18 +11,53 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from pagedopt.errors import BudgetError, SpillError
+from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
 from pagedopt.paging.automatic import AutomaticBudget
 from pagedopt.paging.frames import FramePool
+from pagedopt.paging.mending import mend
 from pagedopt.paging.residency import Observer, Residency
 from pagedopt.paging.stats import PagingMemory, PagingStats
 from pagedopt.tiers.base import Tier
 from pagedopt.tiers.streams import InOrder, Streams
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _turn(method: Callable[Concatenate[DevicePager, _P], _T]) -> Callable[Concatenate[DevicePager, _P], _T]:
+    """Make one turn of a method.
+
+    A function around it and no context manager: those of `contextlib` can be interrupted between taking the lock and
+    being able to give it back.
+    """
+
+    @wraps(method)
+    def turn(self: DevicePager, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if self._is_foreign():
+            self._adopt()
+        try:
+            with self._lock:
+                try:
+                    if self._is_cut:
+                        self._put_right()
+                    return method(self, *args, **kwargs)
+                except PagedOptError:  # raised where everything is in order
+                    raise
+                except BaseException:
+                    self._is_cut = True
+                    self._unpinned.notify_all()
+                    raise
+        finally:
+            self._drop_released()
+
+    return turn
 
 
 class DevicePager:
@@ -61,10 +96,11 @@ class DevicePager:
         self._automatic = automatic
         self._lock = threading.Lock()
         self._unpinned = threading.Condition(self._lock)
-        self._pins_of_thread: dict[int, int] = {}
+        self._pins_of_thread: defaultdict[int, int] = defaultdict(int)
         self._released: deque[int] = deque()
         self._pid = os.getpid()
         self._is_closed = False
+        self._is_cut = False
 
     @property
     def page_nbytes(self) -> int:
@@ -83,37 +119,58 @@ class DevicePager:
 
     # -- space ---------------------------------------------------------------------------------------------------------
 
+    @_turn
     def open_page(self) -> tuple[int, int]:
         """Return the page being filled and how many of its bytes are used; a new page if none is open.
+
+        It waits to be claimed or closed: until then it stays, though all others who claimed it may release it.
 
         Raises:
             BudgetError: the budget has no room for the working set.
             SpillError: the page does not fit into frames, and its tier has no room for it.
         """
-        with self._turn() as residency:
-            if self._is_closed:
-                raise RuntimeError("this pager is closed; pass another pager or make a new optimizer")
-            page = residency.table.open or residency.new_page()
-            return page.number, page.used
+        residency = self._residency
+        if self._is_closed:
+            raise RuntimeError("this pager is closed; pass another pager or make a new optimizer")
+        page = residency.table.open or residency.new_page()
+        residency.table.offer(page)
+        return page.number, page.used
 
-    def claim(self, page: int, end: int) -> None:
-        """Use `page` up to byte `end`; it lives until it is released as often as it was claimed."""
-        with self._turn() as residency:
-            assert 0 <= end <= self.page_nbytes, f"byte {end} is not in a page"
-            residency.table.claim(residency.table[page], end)
+    @_turn
+    def claim(self, page: int, end: int, claims: list[int] | None = None) -> None:
+        """Use `page` up to byte `end`; it lives until it is released as often as it was claimed.
 
+        `claims` gets the page as soon as it is claimed, whatever interrupts the caller; it is what `release_all` takes.
+        """
+        assert 0 <= end <= self.page_nbytes, f"byte {end} is not in a page"
+        claims = [] if claims is None else claims
+        table = self._residency.table
+        table.claim(table[page], end)
+        claims += (page,)  # no call since, so no interrupt
+
+    @_turn
     def close_page(self) -> None:
         """Fill the open page no further: the next `open_page` is a new one."""
-        with self._turn() as residency:
-            page, residency.table.open = residency.table.open, None
-            if page is not None and not page.claims:
-                residency.drop(page)
+        residency = self._residency
+        page = residency.table.close()
+        if page is not None and not page.claims:
+            residency.drop(page)
 
     def release(self, page: int) -> None:
-        """Give up one claim on `page`; at the last its frame and its room are free. Never waits for another turn."""
-        if not self._is_foreign():
-            self._released.append(page)
-            self._drop_released()
+        """Give up one claim on `page`; at the last its frame and its room are free.
+
+        It waits for no turn under way, which may be one of this thread: then it is done when that ends.
+        """
+        self.release_all([page])
+
+    def release_all(self, claims: list[int]) -> None:
+        """Give up a claim on each of these pages, as `release`; what is left in the list was not given up yet."""
+        if self._is_foreign():
+            return
+        while claims:
+            self._released += (claims[-1],)
+            del claims[-1]  # no call since, so no interrupt
+        self._drop_released()
 
     # -- residency -----------------------------------------------------------------------------------------------------
 
@@ -121,192 +178,237 @@ class DevicePager:
         """Return the frame of `page`, uint8 [page_nbytes], which stays where it is until it is unpinned.
 
         Raises:
-            StateLostError: a page of this pager is lost.
+            StateLostError: a page of this pager is lost, or the pager was closed.
             SpillError, CorruptPageError: the page could not be read; it stays where it was.
             BudgetError: every frame is pinned by this thread.
             MemoryError, RuntimeError: a frame could not be allocated.
         """
-        with self._turn() as residency:
-            residency.refuse_lost()
-            entry = residency.table[page]
-            residency.count_use(entry)
-            while not residency.occupy(entry):
-                self._await_unpin(page)
-                residency.refuse_lost()
-                entry = residency.table[page]  # another thread may have released it meanwhile
-            residency.settle(entry)
-            entry.pins += 1
-            residency.replacement.pin(page)
-            self._count_pin(+1)
-            residency.notify("pin", entry)
-            assert entry.frame is not None
-            return entry.frame.buffer
+        done: list[bool] = []
+        try:
+            return self._pin(page, done)
+        except BaseException:
+            if done:  # an interrupt on the way out: nobody has the pin that could give it back
+                self.unpin(page, dirty=False)
+            raise
 
-    def unpin(self, page: int, *, dirty: bool) -> None:
-        """Give back a pin; `dirty` says whether the frame was changed. In the thread that pinned it."""
-        with self._turn() as residency:
-            entry = residency.table[page]
-            assert entry.pins, f"page {page} is unpinned more often than pinned"
-            entry.pins -= 1
-            entry.is_dirty |= dirty
-            assert entry.frame is not None
-            residency.touch(entry.frame)
-            self._count_pin(-1)
-            residency.notify("unpin", entry)
-            if entry.pins == 0:
-                residency.retire(entry)
-                self._unpinned.notify_all()
+    @_turn
+    def _pin(self, page: int, done: list[bool]) -> Tensor:
+        residency = self._residency
+        self._refuse_closed()
+        residency.refuse_lost()
+        entry = residency.table[page]
+        residency.count_use(entry)
+        while not residency.occupy(entry):
+            self._await_unpin(page)
+            residency.refuse_lost()
+            entry = residency.table[page]  # another thread may have released it meanwhile
+        residency.settle(entry)
+        thread = threading.get_ident()
+        entry.pins += 1  # no call between these: an interrupt comes before them all or after
+        self._pins_of_thread[thread] += 1
+        done += (True,)
+        residency.replacement.pin(page)
+        residency.notify("pin", entry)
+        assert entry.frame is not None
+        return entry.frame.buffer
+
+    @_turn
+    def unpin(self, page: int, *, dirty: bool, done: list[bool] | None = None) -> None:
+        """Give back a pin; `dirty` says whether the frame was changed. In the thread that pinned it.
+
+        `done` gets a True as soon as the pin is given back, for callers that may be interrupted before: a pin that is
+        not given back lasts for ever.
+        """
+        done = [] if done is None else done
+        residency = self._residency
+        entry = residency.table[page]
+        assert entry.pins, f"page {page} is unpinned more often than pinned"
+        assert entry.frame is not None
+        thread = threading.get_ident()
+        entry.is_dirty |= dirty  # as in `_pin`
+        entry.pins -= 1
+        self._pins_of_thread[thread] -= 1
+        done += (True,)
+        if not self._pins_of_thread[thread]:
+            del self._pins_of_thread[thread]
+        residency.touch(entry.frame)
+        residency.notify("unpin", entry)
+        if entry.pins == 0:
+            residency.retire(entry)
+            self._unpinned.notify_all()
 
     def prefetch(self, page: int) -> None:
         """Start reading `page` if there is a frame for it: a hint, which changes nothing but time."""
-        if self._residency.tier is None:  # asked without the lock, as is right for a hint: everything is resident
-            return
-        with self._turn() as residency:
-            if page in residency.table:
-                residency.read_ahead([residency.table[page]])
+        self.fetch([page])
 
     def look_ahead(self, page: int) -> None:
         """Prefetch `page` and the `prefetch_depth` pages expected after it: what a sweep does before each page."""
-        if self._residency.tier is None:
-            return
-        with self._turn() as residency:
-            if page in residency.table:
-                entry = residency.table[page]
-                residency.read_ahead([entry, *residency.table.following(entry, self.prefetch_depth)])
+        if self._residency.tier is not None:  # asked without the lock, as is right for a hint: else all are resident
+            self._look_ahead(page)
+
+    @_turn
+    def _look_ahead(self, page: int) -> None:
+        table = self._residency.table
+        if page in table:
+            self._residency.read_ahead([table[page], *table.following(table[page], self.prefetch_depth)])
 
     def fetch(self, pages: Sequence[int]) -> None:
         """Start reading what a sweep over `pages` needs first, as far as there are frames for it: a hint."""
-        if self._residency.tier is None:
-            return
-        with self._turn() as residency:
-            first = pages[: 1 + self.prefetch_depth]
-            residency.read_ahead([residency.table[page] for page in first if page in residency.table])
+        if self._residency.tier is not None:
+            self._read_ahead(pages[: 1 + self.prefetch_depth])
 
+    @_turn
+    def _read_ahead(self, pages: Sequence[int]) -> None:
+        table = self._residency.table
+        self._residency.read_ahead([table[page] for page in pages if page in table])
+
+    @_turn
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
-        with self._turn() as residency:
-            residency.regrow()
-            residency.table.line_up(pages)
+        residency = self._residency
+        residency.regrow()
+        residency.table.line_up(pages)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
+    @_turn
     def begin_step(self, *, is_part: bool = False) -> None:
         """Learn how much memory frames may have now, where the budget is automatic; in a part of a step, not always."""
         if self._automatic is not None:
-            with self._turn() as residency:
-                self._automatic.begin_step(residency.frames.num_allocated * self.page_nbytes, is_part=is_part)
+            self._automatic.begin_step(self._residency.frames.num_allocated * self.page_nbytes, is_part=is_part)
 
+    @_turn
     def end_step(self) -> None:
         """Give back the frames that the rest of the program needs more than state does, until the next step.
 
         Warns where they cannot be given back, because what is in them has no other room.
         """
-        if self._automatic is not None:
-            with self._turn() as residency:
-                try:
-                    residency.trim(self._automatic.keep_nbytes // self.page_nbytes)
-                except SpillError as error:
-                    warnings.warn(f"state stays on the device, which may run out of memory: {error}", stacklevel=2)
-                self._automatic.end_step(residency.frames.num_allocated * self.page_nbytes)
+        if self._automatic is None:
+            return
+        residency = self._residency
+        try:
+            residency.trim(self._automatic.keep_nbytes // self.page_nbytes)
+        except SpillError as error:
+            warnings.warn(f"state stays on the device, which may run out of memory: {error}", stacklevel=3)
+        self._automatic.end_step(residency.frames.num_allocated * self.page_nbytes)
 
+    @_turn
     def flush(self) -> None:
         """Write every dirty page home, except pinned ones, and end all transfers.
 
         Raises:
             StateLostError: a page could not be written.
         """
-        with self._turn() as residency:
-            residency.flush()
+        residency = self._residency
+        residency.flush()
 
+    @_turn
     def fail(self, page: int, error: Exception) -> None:
         """`page` is half updated or gone: nothing is pinned here until it is released."""
-        with self._turn() as residency:
-            residency.lose(residency.table[page], error)
+        residency = self._residency
+        residency.lose(residency.table[page], error)
 
     def close(self) -> None:
         """Drop every page, frame, file and thread. Nothing can be opened or pinned any more."""
-        if self._is_foreign():
-            return
-        with self._turn() as residency:
-            self._is_closed = True
-            for entry in list(residency.table.values()):
-                residency.drop(entry)
-            residency.close_tier()
+        if not self._is_foreign():
+            self._close()
+
+    @_turn
+    def _close(self) -> None:
+        self._is_closed = True
+        self._drop_all()
+
+    def _drop_all(self) -> None:
+        for entry in list(self._residency.table.values()):
+            self._residency.drop(entry)
+        self._residency.close_tier()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise StateLostError(
+                "this pager is closed, and its pages are gone; make a new optimizer and load its state"
+            )
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
     @property
+    @_turn
     def stats(self) -> PagingStats:
         """What was done so far."""
-        with self._turn() as residency:
-            return residency.counters.snapshot()
+        residency = self._residency
+        return residency.counters.snapshot()
 
+    @_turn
     def reset_stats(self) -> None:
         """Count from zero again."""
-        with self._turn() as residency:
-            residency.counters.reset()
+        residency = self._residency
+        residency.counters.reset()
 
     @property
+    @_turn
     def memory(self) -> PagingMemory:
         """Where the pages are."""
-        with self._turn() as residency:
-            return residency.memory
+        residency = self._residency
+        return residency.memory
 
+    @_turn
     def memory_of(self, pages: Iterable[int]) -> PagingMemory:
         """Where some of the pages are: `frame_nbytes` are those of the frames that they are in."""
-        with self._turn() as residency:
-            return residency.memory_of(pages)
+        residency = self._residency
+        return residency.memory_of(pages)
 
+    @_turn
     def describe(self) -> str:
         """Return in words where pages go that have no frame."""
-        with self._turn() as residency:
-            return "every page has a frame" if residency.tier is None else residency.tier.describe()
+        residency = self._residency
+        return "every page has a frame" if residency.tier is None else residency.tier.describe()
 
+    @_turn
     def observe(self, observer: Observer) -> None:
         """Tell `observer` where every page is, and from now on what happens to pages. Several may observe."""
-        with self._turn() as residency:
-            residency.observe(observer)
+        residency = self._residency
+        residency.observe(observer)
 
+    @_turn
     def unobserve(self, observer: Observer) -> None:
         """Tell `observer` nothing more."""
-        with self._turn() as residency:
-            residency.unobserve(observer)
+        residency = self._residency
+        residency.unobserve(observer)
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 
-    def _turn(self) -> _Turn:
-        return _Turn(self)
-
-    def begin_turn(self) -> Residency:
-        """Wait for the turn. For `_Turn`, which ends it."""
-        if self._is_foreign():
-            self._adopt()
-        self._lock.acquire()
-        return self._residency
-
-    def end_turn(self) -> None:
-        """End the turn, and do what was asked for meanwhile."""
-        self._lock.release()
-        self._drop_released()
+    def _put_right(self) -> None:
+        """Mend what a turn left that was cut short."""
+        mend(self._residency)
+        if self._is_closed:
+            self._drop_all()
+        self._is_cut = False
 
     def _drop_released(self) -> None:
         """Do what `release` asked for, unless somebody has the turn: they do it when it ends.
 
         Looking again after the lock is given back misses nothing: what came meanwhile found it taken.
         """
-        while self._released and self._lock.acquire(blocking=False):
-            try:
-                self._drop_next(self._residency)
-            finally:
-                self._lock.release()
+        while self._released and not self._lock.locked():
+            with self._lock:  # not `acquire(blocking=False)`: an interrupt could come between it and what gives it back
+                self._drop_next()
 
-    def _drop_next(self, residency: Residency) -> None:
-        while self._released:
-            page = self._released.popleft()
-            if page in residency.table and residency.table.unclaim(residency.table[page]):
-                residency.drop(residency.table[page])
-        if residency.table.num_claimed == 0:
-            residency.close_tier()
+    def _drop_next(self) -> None:
+        try:
+            if self._is_cut:
+                self._put_right()
+            table = self._residency.table
+            while self._released:
+                number = self._released[0]
+                is_over = number in table and table.unclaim(table[number])
+                del self._released[0]  # no call since the claim was given up, so no interrupt
+                if is_over:
+                    self._residency.drop(table[number])
+            if not table.is_in_use:
+                self._residency.close_tier()
+        except BaseException:
+            self._is_cut = True
+            raise
 
     def _await_unpin(self, page: int) -> None:
         """Let other threads have turns until one unpins, so that `page` may find a frame: a stall.
@@ -320,12 +422,6 @@ class DevicePager:
             )
         with self._residency.stalled(page):
             self._unpinned.wait()
-
-    def _count_pin(self, change: int) -> None:
-        thread = threading.get_ident()
-        pins = self._pins_of_thread.pop(thread, 0) + change
-        if pins > 0:
-            self._pins_of_thread[thread] = pins
 
     # -- forks ---------------------------------------------------------------------------------------------------------
 
@@ -342,18 +438,3 @@ class DevicePager:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._unpinned = threading.Condition(self._lock)
         self._pid = os.getpid()
-
-
-class _Turn:
-    """A turn as a context; a class, because a step has many turns a page and a generator takes four times as long."""
-
-    __slots__ = ("_pager",)
-
-    def __init__(self, pager: DevicePager) -> None:
-        self._pager = pager
-
-    def __enter__(self) -> Residency:
-        return self._pager.begin_turn()
-
-    def __exit__(self, *exception: object) -> None:
-        self._pager.end_turn()

@@ -5,13 +5,13 @@ A frame is charged before it is allocated: `grow` takes the right to one more, `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from pagedopt.paging.budget import Ledger
+from pagedopt.paging.budget import Account, Ledger
 from pagedopt.tiers.base import Transfer
 
 
@@ -50,14 +50,24 @@ class FramePool:
         self._allocate = allocate
         self._ledger = ledger
         self._allocates_zeros = allocates_zeros
+        self._all: dict[Frame, None] = {}
         self._idle: list[Frame] = []
-        self.num_charged = 0
-        self.num_allocated = 0
+        self._account = Account()
 
     @property
     def budget_nbytes(self) -> int | None:
         """The most bytes that frames can take; None: unlimited, or automatic and not yet measured."""
         return self._ledger.known_limit
+
+    @property
+    def num_charged(self) -> int:
+        """Frames that the budget was charged with."""
+        return self._account.charged // self._page_nbytes
+
+    @property
+    def num_allocated(self) -> int:
+        """Frames that exist."""
+        return len(self._all)
 
     @property
     def num_available(self) -> int:
@@ -66,19 +76,14 @@ class FramePool:
 
     def grow(self) -> bool:
         """Charge one more frame; return False if the budget has no room for it."""
-        if not self._ledger.charge(self._page_nbytes):
-            return False
-        self.num_charged += 1
-        return True
+        return self._ledger.charge(self._page_nbytes, self._account)
 
     def shrink(self) -> None:
         """Give one frame that is not in use back to the budget."""
         assert self.num_available, "no frame is idle"
         if self.num_allocated == self.num_charged:
-            self._idle.pop()
-            self.num_allocated -= 1
-        self.num_charged -= 1
-        self._ledger.refund(self._page_nbytes)
+            del self._all[self._idle.pop()]
+        self._ledger.refund(self._page_nbytes, self._account)
 
     def take(self) -> Frame | None:
         """Return a frame with arbitrary bytes and nothing pending, None if all are in use."""
@@ -87,10 +92,17 @@ class FramePool:
         if self.num_allocated == self.num_charged:
             return None
         frame = Frame(self._allocate(self._page_nbytes), is_zero=self._allocates_zeros)
-        self.num_allocated += 1
+        self._all[frame] = None
         return frame
 
     def give(self, frame: Frame) -> None:
         """Take back a frame that no page and no transfer uses."""
         frame.pending, frame.is_zero = None, False
         self._idle.append(frame)
+
+    def take_back(self, used: Collection[Frame]) -> None:
+        """Take back all frames but those that are `used`, whoever had them; no transfer may be under way."""
+        self._idle = []
+        for frame in self._all:
+            if frame not in used:
+                self.give(frame)

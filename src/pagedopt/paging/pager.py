@@ -1,7 +1,7 @@
 """The paging engine, written down; and `Pager`, the part of it that optimizers share.
 
     Pager  budgets of one configuration
-      ├── DevicePager  one device, as optimizers use it: one turn at a time    device.py
+      ├── DevicePager  one device, as optimizers use it: one turn at a time    device.py, mending.py
       │     └── Residency    which pages are in frames: all transitions        residency.py
       │           ├── PageTable    what is known about each page               table.py      numbers, no tensors
       │           ├── FramePool    frames, charged before allocated            frames.py     tensors, no policy
@@ -38,6 +38,7 @@ The states of a page, and what moves it from one to the next:
 | LEAVING | EVICTED | its frame is taken, or given up; what fills it next follows its write | `_evict`, `trim` |
 | any | LOST | its write failed; or whoever was in it says so | `lose` |
 | any | gone | its last claim is released and its last pin given back | `drop` |
+| any | what is certain of it | the turn before was cut short, by Ctrl-C for one | `mending.mend` |
 
 A dirty page that begins to leave is written at once (`_write`); one that stays is not written at all.
 
@@ -56,7 +57,8 @@ What holds between any two turns (a turn is one call under the pager's lock; `te
     in it. What a pager holds goes with its last page.
 11. On an accelerator "ended" means ended for whoever goes on: streams wait for events, and the host does not.
     All that was done with a frame comes before what `Frame.stream` is given next, its transfer under way aside.
-12. No state is ever only in a write that nobody waits for: every write is waited for, and its failure is a LOST page.
+12. A turn that was cut short leaves none of this to be relied on, and the next one begins by making it hold again.
+13. No state is ever only in a write that nobody waits for: every write is waited for, and its failure is a LOST page.
 
 Why a write is waited for by the I/O thread and not by the caller: the page just updated is the best one to leave (see
 `replacement`), so its frame is the next to be filled. The read into it is started at once and told to follow the write,

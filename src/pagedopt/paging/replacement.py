@@ -12,6 +12,7 @@ Time is counted in turns: pins of another page than the one before.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 
 
 class Replacement:
@@ -44,6 +45,12 @@ class Replacement:
         """`page` is pinned, leaves or is gone."""
         self._used.pop(page, None)
         self._expected.pop(page, None)
+
+    def reset(self, pages: Collection[int]) -> None:
+        """Just these can be taken; those that were used last stay last in line."""
+        self._expected.clear()
+        known = [page for page in self._used if page in pages]
+        self._used = OrderedDict((page, self._used.get(page, self._turn)) for page in dict.fromkeys([*known, *pages]))
 
     def victim(self, num_pages: int) -> int | None:
         """Return the page that should leave, None if no used page can; `num_pages` is the longest possible cycle."""

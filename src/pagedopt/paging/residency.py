@@ -138,23 +138,20 @@ class Residency:
 
     def _reserved_page(self, *, must_spill: bool) -> Page:
         """Add a page. Once one page has to leave at times, any may: from then on all of them have room in the tier."""
-        page = self.table.add()
-        try:
-            if self.tier is not None:
-                self.tier.reserve(page.number, self.page_nbytes)
-            elif must_spill:
-                self.tier = self._reserve_all()
-        except SpillError:
-            self.table.remove(page)
-            raise
+        page = self.table.new()
+        if self.tier is None and must_spill:
+            self.tier = self._reserve_all(page)
+        elif self.tier is not None:
+            self.tier.reserve(page.number, self.page_nbytes)
+        self.table.add(page)
         return page
 
-    def _reserve_all(self) -> Tier:
+    def _reserve_all(self, *new: Page) -> Tier:
         tier = self._open_tier()
         try:
-            for page in self.table.values():
+            for page in (*self.table.values(), *new):
                 tier.reserve(page.number, self.page_nbytes)
-        except SpillError:
+        except BaseException:
             tier.close()
             raise
         return tier
@@ -168,9 +165,9 @@ class Residency:
         self._vacate(page)
         self.lost.pop(page.number, None)
         self.notify("gone", page)
+        self.table.remove(page)
         if self.tier is not None:
             self.tier.release(page.number)
-        self.table.remove(page)
         if self.frames.num_charged > len(self.table):
             self.frames.shrink()
 
@@ -258,7 +255,7 @@ class Residency:
             page.state = PageState.RESIDENT
             self.replacement.unpin(page.number)
         if page.transfer is not None:
-            self._end_write(page.number)
+            self.end_write(page.number)
             self.refuse_lost()
         assert page.frame is not None
         self.touch(page.frame)
@@ -391,7 +388,7 @@ class Residency:
             if self.tier is not None and page.is_dirty and page.pins == 0:
                 self._write(page)
             while len(self.writing) > self.prefetch_depth:
-                self._end_write(next(iter(self.writing)))
+                self.end_write(next(iter(self.writing)))
         for page in list(self.table.values()):
             self._outlast(page)
         self.refuse_lost()
@@ -400,7 +397,7 @@ class Residency:
         assert self.tier is not None
         assert page.frame is not None
         if page.number in self.writing:  # ended long ago, as the page was read since
-            self._end_write(page.number)
+            self.end_write(page.number)
         with profiled("write"):
             transfer = self.tier.write(page.number, page.frame.buffer, after=self._users(page.frame))
         self.writing[page.number] = page, transfer  # before it counts as clean: an interrupt may come in between
@@ -412,9 +409,10 @@ class Residency:
     def collect(self) -> None:
         """Learn which writes ended, and which pages were lost with them."""
         for number in [number for number, (_, transfer) in self.writing.items() if transfer.done()]:
-            self._end_write(number)
+            self.end_write(number)
 
-    def _end_write(self, number: int) -> None:
+    def end_write(self, number: int) -> None:
+        """Wait for a write and learn how it ended; nothing of it is forgotten if that is interrupted."""
         page, transfer = self.writing[number]
         failure: SpillError | None = None
         try:
@@ -422,7 +420,8 @@ class Residency:
             self._notify_moved("saved", page, transfer)
         except SpillError as error:
             failure = error
-        self.writing.pop(number)  # not before the wait, which an interrupt may end
+            self.lost[number] = _without_traceback(error)
+        del self.writing[number]
         if page.transfer is transfer:
             page.transfer = None
             if page.frame is not None:
@@ -433,7 +432,7 @@ class Residency:
     def _outlast(self, page: Page) -> None:
         """Wait for whatever is under way with `page`, however it ends."""
         if page.number in self.writing:
-            self._end_write(page.number)
+            self.end_write(page.number)
         if page.state is PageState.READING:
             try:
                 self._end_read(page)

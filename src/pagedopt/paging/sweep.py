@@ -26,8 +26,23 @@ def sweep(pager: DevicePager, pages: Sequence[int], *, dirty: bool = True) -> Ge
     pager.expect(pages)
     for page in pages:
         pager.look_ahead(page)
-        frame = pager.pin(page)
+        frames = pinned(pager, page, dirty=dirty)
         try:
-            yield page, frame
+            yield page, next(frames)
         finally:
-            pager.unpin(page, dirty=dirty)
+            frames.close()
+
+
+def pinned(pager: DevicePager, page: int, *, dirty: bool) -> Generator[Tensor, None, None]:
+    """Yield the frame of one page, pinned until the generator is closed. Raises as `DevicePager.pin`."""
+    done: list[bool] = []
+    frame = pager.pin(page)
+    try:
+        yield frame
+    finally:
+        try:
+            pager.unpin(page, dirty=dirty, done=done)
+        except BaseException:
+            if not done:  # an interrupt on the way in
+                pager.unpin(page, dirty=dirty)
+            raise

@@ -65,6 +65,8 @@ class PageTable:
         self._num_opened = 0
         self._last_in_line: int | None = None
         self.open: Page | None = None
+        self.is_offered = False
+        """Whether somebody was told of the open page, and is about to claim it: until then it is not dropped."""
         self.num_claimed = 0
 
     def __len__(self) -> int:
@@ -82,30 +84,53 @@ class PageTable:
     def values(self) -> Iterable[Page]:
         return self._pages.values()
 
-    def add(self) -> Page:
-        """Return a new page, which is the open one from now on."""
-        page = self.open = Page(self._num_opened)
+    def new(self) -> Page:
+        """Return a page with a number of its own, which is not in the table yet."""
         self._num_opened += 1
+        return Page(self._num_opened - 1)
+
+    def add(self, page: Page) -> None:
+        """Take a new page in; it is the open one from now on."""
         self._pages[page.number] = page
-        return page
+        self.open, self.is_offered = page, False
 
     def claim(self, page: Page, end: int) -> None:
         """`page` is used up to byte `end` by one more."""
+        used = max(page.used, end)
         self.num_claimed += page.claims == 0
         page.claims += 1
-        page.used = max(page.used, end)
+        page.used = used
+        self.is_offered = False
 
     def unclaim(self, page: Page) -> bool:
-        """`page` is used by one less; return whether it was the last."""
+        """`page` is used by one less; return whether nobody needs it any more."""
         assert page.claims, f"page {page.number} is released more often than claimed"
         page.claims -= 1
         self.num_claimed -= page.claims == 0
-        return page.claims == 0
+        return page.claims == 0 and not (page is self.open and self.is_offered)
+
+    def is_needed(self, page: Page) -> bool:
+        """Return whether `page` is claimed, or about to be."""
+        return page.claims > 0 or (page is self.open and self.is_offered)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether any page is claimed, or about to be."""
+        return self.num_claimed > 0 or self.is_offered
+
+    def offer(self, page: Page) -> None:
+        """Somebody is told of `page`, the open one."""
+        self.is_offered = page is self.open
+
+    def close(self) -> Page | None:
+        """Let the open page be filled no further, and return it."""
+        page, self.open, self.is_offered = self.open, None, False
+        return page
 
     def remove(self, page: Page) -> None:
         del self._pages[page.number]
         if self.open is page:
-            self.open = None
+            self.open, self.is_offered = None, False
 
     def line_up(self, numbers: Iterable[int]) -> None:
         """Expect these pages to be pinned in this order, after those that were lined up before."""

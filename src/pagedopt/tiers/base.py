@@ -120,6 +120,13 @@ class Tier(Protocol):
         """Forget `page` and give its room back. No transfer of it may be under way."""
         ...
 
+    def finish(self) -> None:
+        """Return when no transfer is under way any more, also of those that were started by a call cut short.
+
+        What such a call had of the tier's is the tier's again.
+        """
+        ...
+
     def close(self) -> None:
         """Wait for every transfer, then give back all memory, files and threads. May be called again."""
         ...

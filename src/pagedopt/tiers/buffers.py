@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import sys
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,11 +45,13 @@ def _anonymous_memory(nbytes: int) -> mmap.mmap:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous CPU tensor; the tensor must outlive the view."""
+    """Return the bytes of a contiguous CPU tensor, which lives for as long as the view."""
     assert tensor.device.type == "cpu"
     assert tensor.is_contiguous()
     nbytes = tensor.numel() * tensor.element_size()
-    return memoryview((ctypes.c_char * nbytes).from_address(tensor.data_ptr())).cast("B")
+    memory: Any = (ctypes.c_char * nbytes).from_address(tensor.data_ptr())
+    memory.tensor = tensor  # an address alone keeps nothing
+    return memoryview(memory).cast("B")
 
 
 def is_aligned(tensor: Tensor) -> bool:

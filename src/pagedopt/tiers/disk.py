@@ -72,7 +72,7 @@ class DiskTier:
         self._folder = folder
         self._file: SpillFile | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._shut_down: Callable[[], object] | None = None
+        self._shut_down: weakref.finalize[[ThreadPoolExecutor, SpillFile, int], DiskTier] | None = None
         self._slots: dict[int, Slot] = {}
         self._staging = _Staging()
         self._free: list[int] = []  # heap of offsets
@@ -130,6 +130,12 @@ class DiskTier:
     def release(self, page: int) -> None:
         heapq.heappush(self._free, self._slots.pop(page).offset)
 
+    def finish(self) -> None:
+        if self._threads is not None and self._file is not None:
+            self._threads.shutdown(wait=True)  # all that was handed to them, known here or not
+            self._start_threads(self._file)
+            self._staging = _Staging()
+
     def close(self) -> None:
         if self._shut_down is not None:
             self._shut_down()
@@ -142,9 +148,16 @@ class DiskTier:
     def _opened(self) -> SpillFile:
         if self._file is None:
             self._file = SpillFile(self._folder, direct=self._page_nbytes % DIRECT_ALIGNMENT == 0)
-            self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pagedopt-io")
-            self._shut_down = weakref.finalize(self, _shut_down, self._threads, self._file, os.getpid())
+        if self._threads is None:
+            self._start_threads(self._file)
         return self._file
+
+    def _start_threads(self, file: SpillFile) -> None:
+        threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pagedopt-io")
+        before, self._shut_down = self._shut_down, weakref.finalize(self, _shut_down, threads, file, os.getpid())
+        self._threads = threads
+        if before is not None:
+            before.detach()
 
     def _new_offset(self) -> int:
         if self._free:

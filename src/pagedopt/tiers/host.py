@@ -65,6 +65,9 @@ class HostTier:
     def release(self, page: int) -> None:
         self._slabs.give(self._places.pop(page).room)
 
+    def finish(self) -> None:
+        self._streams.finish_copies()
+
     def close(self) -> None:
         self._streams.finish_copies()
         for page in list(self._places):

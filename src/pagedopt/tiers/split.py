@@ -49,6 +49,10 @@ class SplitTier:
     def release(self, page: int) -> None:
         self._tier_of.pop(page).release(page)
 
+    def finish(self) -> None:
+        for tier in self._tiers:
+            tier.finish()
+
     def close(self) -> None:
         self._tier_of.clear()
         for tier in self._tiers:

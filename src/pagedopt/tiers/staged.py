@@ -47,9 +47,7 @@ class Ring:
                 f"max_host_memory has no room for the pinned pages of {format_bytes(page_nbytes)} that pages on disk "
                 "pass through; raise it or lower page_size"
             )
-        self._idle: SimpleQueue[tuple[Room, Mark | None]] = SimpleQueue()
-        for room in self._rooms:
-            self._idle.put((room, None))
+        self.take_back()
 
     def take(self) -> tuple[Room, Tensor]:
         """Return a page that nothing uses any more; waits for one.
@@ -69,6 +67,12 @@ class Ring:
     def give(self, room: Room, last: Mark | None = None) -> None:
         """Take a page back, to be used again when `last` has ended."""
         self._idle.put((room, last))
+
+    def take_back(self) -> None:
+        """Take all pages back, whoever had them. Nothing may be under way."""
+        self._idle: SimpleQueue[tuple[Room, Mark | None]] = SimpleQueue()
+        for room in self._rooms:
+            self._idle.put((room, None))
 
     def close(self) -> None:
         """Give the memory back. Nothing may be under way."""
@@ -125,6 +129,12 @@ class StagedDiskTier(DiskTier):
         if isinstance(stored, EndedTransfer):  # no thread could be started, so none gives the page back
             self._going_down.give(room, copied)
         return StagedWrite(stored, copied)
+
+    def finish(self) -> None:
+        super().finish()
+        self._streams.finish_copies()
+        self._going_down.take_back()
+        self._coming_up.take_back()
 
     def close(self) -> None:
         super().close()
