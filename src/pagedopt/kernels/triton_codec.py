@@ -23,7 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedopt.codecs.blockwise import FLOOR, MAX_ROOT, MIN_ROOT, encode as encode_by_reference
+from pagedopt.codecs.blockwise import FLOOR, MAX_ROOT, MIN_ROOT
+from pagedopt.codecs.blockwise import encode as encode_by_reference
 from pagedopt.codecs.codebook import SMALLEST, values_by_code
 
 _FIRST_EXPONENT, _NUM_EXPONENTS = 127 - 22, 22
