@@ -18,7 +18,7 @@ SOURCES := pyproject.toml $(wildcard CMakeLists.txt) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo qlora test torture sanitize bench docs check pictures format pins clean test-gpu gpu
+.PHONY: help demo qlora test torture sanitize neon bench docs check pictures format pins clean test-gpu gpu
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,7 +47,14 @@ sanitize: $(STAMPS)/build $(STAMPS)/test  ## run the kernel tests with AddressSa
 	grep -q __asan_init $(SANITIZE)/site/pagedopt/kernels/_native*
 	OMP_NUM_THREADS=1 PYTHONPATH=$(SANITIZE)/site LD_PRELOAD="$(RUN_TIMES)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python -m pytest --capture=sys tests/kernels --ignore-glob '*triton*' $(PYTEST_FLAGS)
+		$(BIN)/python -m pytest --capture=sys tests/kernels --ignore-glob '*triton*' --ignore-glob '*emulated*' $(PYTEST_FLAGS)
+
+# No part of `make test`, as the compiler is a download of 100 MB, for what changes only with csrc/. Elsewhere than on ARM
+# nothing else runs the NEON kernels, and nothing else compiles for Windows and Mac.
+NEON := $(CURDIR)/build/neon
+neon: $(STAMPS)/neon $(STAMPS)/package  ## run the NEON kernels on an emulated ARM processor, and compile for Windows and Mac
+	OMP_NUM_THREADS=1 ZIG_GLOBAL_CACHE_DIR=$(NEON) ZIG_LOCAL_CACHE_DIR=$(NEON) \
+		$(BIN)/python -m pytest tests/kernels/test_neon_emulated.py --durations 5 $(PYTEST_FLAGS)
 
 # The Python that has torch for this GPU, which a fresh .venv would not; PYTHONPATH=src if pagedopt is not installed there.
 test-gpu:  ## run the tests that need a GPU, compiled, and only those; skips them all where there is none
@@ -62,6 +69,7 @@ bench: $(STAMPS)/bench $(STAMPS)/package  ## time the step against its peers and
 # The variable silences a note of the theme's authors on what comes after mkdocs.
 docs: $(STAMPS)/docs  ## build the site into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html opens as it is; its search needs a server: $(BIN)/mkdocs serve"
 
 check: docs $(STAMPS)/check  ## lint, format, types, who may import whom, and the docs
 	$(BIN)/ruff check .
@@ -91,7 +99,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	mkdir -p $(STAMPS)
 
-USES := $(addprefix $(STAMPS)/,build demo hf test bench docs check)
+USES := $(addprefix $(STAMPS)/,build demo hf test neon bench docs check)
 $(USES): $(STAMPS)/%: $(wildcard requirements/*.txt) | $(BIN)/python
 	$(PIP) -r requirements/$*.txt
 	touch $@

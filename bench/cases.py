@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from bench import peers, transient
 from bench.check import check, tolerance_for
 from bench.disk import Requests, disk_probes, raw_file
 from bench.machine import memory_probe, memory_probes
-from bench.measure import QUICK, Candidate, Clock, Effort, Ready, Refusal, compete, wall_clock
+from bench.measure import QUICK, Candidate, Case, Clock, Effort, Ready, Refusal, compete, wall_clock
 from bench.paged import Paged, Sizes
 from bench.results_file import Contest
 from bench.transient import Transient
@@ -59,17 +60,16 @@ class Options:
 CASES = ("memory", "one-float32", "one-bfloat16", "many-float32", "many-bfloat16", "paged", "transient")
 
 
-def run_contests(options: Options, entrants: Sequence[peers.Entrant]) -> Iterator[Contest]:
-    """Run every wanted case that times something."""
+def contests(options: Options, entrants: Sequence[peers.Entrant]) -> Iterator[Case[Contest]]:
+    """Return every wanted case that times something."""
     one, many = (Shape(1, (50_000,)), Shape(5, (64, 64))) if options.quick else (ONE, MANY)
-    if options.wants("memory"):
-        yield memory_contest(options, CPU)
+    found = [Case("memory", partial(memory_contest, options, CPU))]
     for kind, shape in (("one", one), ("many", many)):
         for dtype in DTYPES:
-            if options.wants(f"{kind}-{dtype}"):
-                yield resident_contest(f"{kind}-{dtype}", shape, DTYPES[dtype], entrants, options)
-    if options.wants("paged"):
-        yield paged_contest(Shape(1, (700_000,)) if options.quick else ONE, options)
+            name = f"{kind}-{dtype}"
+            found.append(Case(name, partial(resident_contest, name, shape, DTYPES[dtype], entrants, options)))
+    found.append(Case("paged", partial(paged_contest, Shape(1, (700_000,)) if options.quick else ONE, options)))
+    return (case for case in found if options.wants(case.name))
 
 
 def memory_contest(

@@ -10,7 +10,8 @@ train, train-small                      a transformer of 10^9 bfloat16 parameter
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from bench import peers
 from bench.accelerator import BOTH, Accelerator, copy_probes
 from bench.cases import DTYPES, MANY, Options, memory_contest, resident, resident_contest
 from bench.check import check, tolerance_for
-from bench.measure import Candidate, Ready, Refusal, compete
+from bench.measure import Candidate, Case, Ready, Refusal, compete
 from bench.paged import Paged, Sizes
 from bench.results_file import Contest
 from bench.training import training_contest
@@ -50,26 +51,32 @@ _MANAGED_SHARE = 4
 """Managed memory beyond the card's own can hang it; a quarter of what is free is far from that."""
 
 
-def run_contests(options: Options, entrants: Sequence[peers.Entrant], accelerator: Accelerator) -> Iterator[Contest]:
-    """Run every wanted case."""
+def contests(options: Options, entrants: Sequence[peers.Entrant], accelerator: Accelerator) -> Iterator[Case[Contest]]:
+    """Return every wanted case."""
     device, clock = accelerator.device, accelerator.clock
-    if options.wants("memory"):
-        yield memory_contest(options, device, clock=clock)
-    if options.wants("copies"):
-        yield copies_contest(options, accelerator)
-    one = one_tensor(accelerator, quick=options.quick)
     many = Shape(5, (64, 64)) if options.quick else MANY
-    for kind, shape in (("resident", one), ("many", many)):
+
+    def one() -> Shape:  # asked for when a case begins: then what the case before it took is free again
+        return one_tensor(accelerator, quick=options.quick)
+
+    def compared(name: str, dtype: torch.dtype, shape: Callable[[], Shape]) -> Contest:
+        ours_too = () if options.quick else (peers.OURS_8BIT_SMALL_PAGES,)
+        return resident_contest(name, shape(), dtype, [*entrants, *ours_too], options, device=device, clock=clock)
+
+    found = [
+        Case("memory", lambda: memory_contest(options, device, clock=clock)),
+        Case("copies", lambda: copies_contest(options, accelerator)),
+    ]
+    for kind, shape in (("resident", one), ("many", lambda: many)):
         for dtype in DTYPES:
-            if options.wants(f"{kind}-{dtype}"):
-                yield resident_contest(
-                    f"{kind}-{dtype}", shape, DTYPES[dtype], entrants, options, device=device, clock=clock
-                )
-    if options.wants("paged"):
-        yield paged_contest(one, options, accelerator)
-    for case, micro_batches in (("train", 4), ("train-small", 1)):
-        if options.wants(case):
-            yield training_contest(case, micro_batches, options, accelerator, page_nbytes(options))
+            name = f"{kind}-{dtype}"
+            found.append(Case(name, partial(compared, name, DTYPES[dtype], shape)))
+    found.append(Case("paged", lambda: paged_contest(one(), options, accelerator)))
+    for name, micro_batches in (("train", 4), ("train-small", 1)):
+        found.append(
+            Case(name, partial(training_contest, name, micro_batches, options, accelerator, page_nbytes(options)))
+        )
+    return (case for case in found if options.wants(case.name))
 
 
 def one_tensor(accelerator: Accelerator, *, quick: bool) -> Shape:

@@ -26,8 +26,8 @@ _SAMPLES = 15
 
 def nanoseconds(kernel: NativeKernel, state_format: StateFormat, dtype: torch.dtype, numel: int) -> float:
     """Return the least time of an update by one thread, in ns per value; of several, as others only ever add to it."""
-    segments, frame = _page(state_format, numel)
-    operands = _operands(dtype, numel)
+    segments, frame = page_of(state_format, numel)
+    operands = operands_of(dtype, numel)
     repeats = max(IN_MEMORY // 4 // numel, 1)
     kernel.update(segments, frame, operands)
     return min(_seconds(kernel, segments, frame, operands, repeats) for _ in range(_SAMPLES)) / numel * 1e9
@@ -40,7 +40,7 @@ def _seconds(kernel: NativeKernel, segments: Tensor, frame: Tensor, operands: Op
     return (time.perf_counter() - begin) / repeats
 
 
-def _page(state_format: StateFormat, numel: int) -> tuple[Tensor, Tensor]:
+def page_of(state_format: StateFormat, numel: int) -> tuple[Tensor, Tensor]:
     """Return the segment table of a page with one segment, and its frame."""
     row = [0] * len(Column)
     row[Column.NUMEL] = row[Column.ROW_WIDTH] = numel
@@ -52,7 +52,7 @@ def _page(state_format: StateFormat, numel: int) -> tuple[Tensor, Tensor]:
     return torch.tensor([row]), torch.zeros(offset, dtype=torch.uint8)
 
 
-def _operands(dtype: torch.dtype, numel: int) -> Operands:
+def operands_of(dtype: torch.dtype, numel: int) -> Operands:
     scalars = torch.zeros(1, len(Scalar))
     values = {
         Scalar.BETA1: 0.9,

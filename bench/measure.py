@@ -15,7 +15,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+_Result = TypeVar("_Result", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,14 @@ class Spread:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class Case(Generic[_Result]):
+    """A contest to be run when its turn comes, so that one that breaks leaves the others alone."""
+
+    name: str
+    run: Callable[[], _Result]
+
+
 class Clock(Protocol):
     """Returns the seconds that one of `repeats` calls of `step` took, with all that they started ended."""
 
@@ -180,10 +190,26 @@ def compete(
             turns.append(found)
     for index in range(max((turn.rounds for turn in turns), default=0)):
         say(f"round {index + 1}")
-        for turn in turns:
-            if index < turn.rounds:
-                turn.samples.append(_sample(turn.ready, turn.repeats, clock))
+        for turn in [turn for turn in turns if index < turn.rounds]:
+            refusal = _take(turn, clock)
+            if refusal is not None:
+                turns.remove(turn)
+                refusals.append(refusal)
     return [_timing(turn) for turn in turns], refusals
+
+
+def _take(turn: _Turn, clock: Clock) -> Refusal | None:
+    """Take a sample; what the others took stands if this one breaks."""
+    try:
+        turn.samples.append(_sample(turn.ready, turn.repeats, clock))
+    except Exception as error:  # noqa: BLE001 - as when it was prepared
+        return Refusal(turn.candidate.name, f"broke in round {len(turn.samples) + 1}: {described(error)}")
+    return None
+
+
+def described(error: Exception) -> str:
+    """Return an error in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _prepare(candidate: Candidate, effort: Effort, clock: Clock) -> _Turn | Refusal:
@@ -198,8 +224,7 @@ def _prepare(candidate: Candidate, effort: Effort, clock: Clock) -> _Turn | Refu
             )
         seconds = max(_sample(ready, 1, clock), 1e-9)
     except Exception as error:  # noqa: BLE001 - a peer that breaks is a finding about it, not the end of the others
-        reason = (str(error).splitlines() or [""])[0]
-        return Refusal(candidate.name, f"could not run: {type(error).__name__}: {reason}")
+        return Refusal(candidate.name, f"could not run: {described(error)}")
     repeats = 1 if ready.before is not None else effort.repeats(seconds)
     rounds = effort.rounds(seconds * repeats)
     note = f"only {rounds} rounds: a step takes {seconds:.2g} s" if rounds < effort.min_rounds else ""

@@ -80,6 +80,14 @@ TORCH_FOREACH = Entrant(
 )
 OURS_32BIT = Entrant("pagedopt 32-bit", "pagedopt", _from("pagedopt", "pagedopt.AdamW32bit"), lambda _: 8, False)
 OURS_8BIT = Entrant("pagedopt 8-bit", "pagedopt", _from("pagedopt", "pagedopt.AdamW8bit"), lambda _: _BLOCKWISE8, True)
+OURS_8BIT_SMALL_PAGES = Entrant(
+    "pagedopt 8-bit, 16 MiB pages",
+    "pagedopt",
+    _from("pagedopt", "pagedopt.PagedAdamW8bit", max_gpu_memory=0, page_size="16MiB"),
+    lambda _: _BLOCKWISE8,
+    True,
+)
+"""Takes part on a GPU only, where a page is a launch: what is lost between launches."""
 BITSANDBYTES_8BIT = Entrant(
     "bitsandbytes 8-bit",
     "bitsandbytes",

@@ -195,11 +195,25 @@ def _contest_from_json(content: Mapping[str, Any]) -> Contest:
 
 def save(results: Results, folder: Path = FOLDER) -> Path:
     """Write the file of the machine and kind and return where."""
+    path = _path(results, folder)
+    path.write_text(json.dumps(to_json(results), indent=1) + "\n")
+    _so_far(path).unlink(missing_ok=True)
+    return path
+
+
+def save_so_far(results: Results, folder: Path = FOLDER) -> None:
+    """Keep what a run has found beside the file that it writes at its end, for one that is cut short."""
+    _so_far(_path(results, folder)).write_text(json.dumps(to_json(results), indent=1) + "\n")
+
+
+def _path(results: Results, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     kind = "-checkpoint" if results.kind == "checkpoint" else ""  # a CPU's and a GPU's have names of their own
-    path = folder / f"{results.machine.name}{kind}.json"
-    path.write_text(json.dumps(to_json(results), indent=1) + "\n")
-    return path
+    return folder / f"{results.machine.name}{kind}.json"
+
+
+def _so_far(path: Path) -> Path:
+    return path.with_suffix(".so-far")
 
 
 def load(path: Path) -> Results:

@@ -1,8 +1,9 @@
-"""One run: the cases of a device, shown as they end, and written to a file at the end."""
+"""One run: the cases of a device, shown and kept as they end, and written to a file at the end."""
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,7 +15,7 @@ from rich.console import Console
 from bench import cases, checkpoint, gpu_cases, peers, report, results_file, transient
 from bench.accelerator import Accelerator, CannotRunError, accelerator_for
 from bench.machine import Machine, commit, this_machine, versions
-from bench.measure import Refusal
+from bench.measure import Case, Refusal, described
 from bench.results_file import Contest, Results
 from bench.transient import Transient
 
@@ -48,7 +49,7 @@ def cpu(asked: Asked) -> int:
     run = _Run(asked, this_machine(), "cpu", absent)
     with run.console.status("") as status:
         options = cases.Options(asked.quick, asked.spill_dir, asked.only, status.update)
-        run.take(cases.run_contests(options, present))
+        run.take_cases(cases.contests(options, present))
         if options.wants("transient"):
             run.take_transients(cases.run_transients(options, present))
     return run.end()
@@ -66,7 +67,7 @@ def gpu(asked: Asked, device_name: str) -> int:
     run = _Run(asked, this_machine(accelerator.name), "gpu", absent)
     with run.console.status("") as status:
         options = cases.Options(asked.quick, asked.spill_dir, asked.only, status.update)
-        run.take(gpu_cases.run_contests(options, present, accelerator))
+        run.take_cases(gpu_cases.contests(options, present, accelerator))
     return run.end()
 
 
@@ -99,6 +100,7 @@ class _Run:
         self._date = datetime.now(timezone.utc).date().isoformat()
         self._contests: list[Contest] = []
         self._transients: list[Transient] = []
+        self._broken: list[str] = []
         self.console.print(
             f"{machine.accelerator or machine.cpu}, {machine.threads} threads, load {self._load:.2g} a core"
         )
@@ -108,6 +110,24 @@ class _Run:
         for contest in contests:
             report.show_contest(contest, self.console)
             self._contests.append(contest)
+            if (folder := self._folder()) is not None:
+                results_file.save_so_far(self._results(), folder)
+
+    def take_cases(self, found: Iterable[Case[Contest]]) -> None:
+        """Run each case; one that breaks is told of, and the others go on."""
+        for case in found:
+            self._take_case(case)
+
+    def _take_case(self, case: Case[Contest]) -> None:
+        try:
+            self.take([case.run()])
+        except Exception as error:  # noqa: BLE001 - what the others find stands
+            traceback.print_exc()
+            self._broken.append(case.name)
+            self._refuse(Refusal(f"case {case.name}", f"broke: {described(error)}"))
+
+    def _folder(self) -> Path | None:
+        return self._asked.out or (None if self._asked.quick else results_file.FOLDER)
 
     def take_transients(self, found: Iterable[Transient | Refusal]) -> None:
         reason = transient.can_measure()
@@ -125,14 +145,13 @@ class _Run:
         self._absent.append(refusal)
 
     def end(self) -> int:
-        """Show what was found, write it, and return the exit status: 1 if one of ours was wrong or did not run."""
+        """Show what was found, write it, and return the exit status: 1 if a case broke or one of ours did not run."""
         found = self._results()
         report.show_summary(found, self.console)
-        folder = self._asked.out or (None if self._asked.quick else results_file.FOLDER)
-        if folder is not None:
+        if (folder := self._folder()) is not None:
             self.console.print(f"wrote {results_file.save(found, folder).name}")
         ours = [r for contest in self._contests for r in contest.refusals if r.name.startswith(("pagedopt", "paged"))]
-        return 1 if ours else 0
+        return 1 if ours or self._broken else 0
 
     def _results(self) -> Results:
         return Results(

@@ -38,10 +38,12 @@ struct Step {
   F Update(F m, F root) const { return Vec::Div(m, Vec::Add(Vec::Mul(root, denom_scale), eps)); }
 
   F Limited(F u) const { return Vec::Clamp(u, lower_limit, update_limit); }
+  F LimitedFinite(F u) const { return Vec::MinAbs(u, update_limit); }  // the same for what is not NaN
 
+  // The parameter after update u.
   template <class P>
-  void Apply(F u, P* p) const {
-    Vec::Store(p, Vec::Sub(Vec::Mul(Vec::Load(p), decay), Vec::Mul(u, step_size)));
+  F Applied(F u, const P* p) const {
+    return Vec::Sub(Vec::Mul(Vec::Load(p), decay), Vec::Mul(u, step_size));
   }
 
   F beta1, one_minus_beta1, beta2, one_minus_beta2, eps, decay, step_size, denom_scale, grad_scale, update_limit, lower_limit;
@@ -74,7 +76,7 @@ void Update32(const Step& step, P* p, const G* grad, float* exp_avg, float* exp_
     Vec::Store(max_exp_avg_sq, v);
   }
 
-  step.Apply(step.Update(m, Vec::Sqrt(v)), p);
+  Vec::Store(p, step.Applied(step.Update(m, Vec::Sqrt(v)), p));
 }
 
 template <class P, class G, bool kAmsgrad>
@@ -111,8 +113,8 @@ void UpdateFloat32(const Run& run) {
 
 // --- 8-bit state ----------------------------------------------------------------------------------------------------
 //
-// A block is decoded, updated, and encoded once its new absmax is known. The update is bound by division and square
-// root, the encoding by shuffles, so a block is updated while the one before it is encoded, vector by vector.
+// A block is decoded into its new moments, which tell its new absmax; then it is encoded, and its parameters are updated
+// meanwhile: the divider works while shuffles do. The next block is decoded before, so that none waits for an absmax.
 
 // The values of one block.
 template <class P, class G>
@@ -128,7 +130,8 @@ struct Block {
 template <class P, class G>
 struct Slot {
   void Take(const Block<P, G>& taken) {
-    block = original = taken;
+    original = taken;
+    block = taken;  // not `original`: reading what was just written in smaller pieces would wait for the block before
     if (taken.numel % kGroup == 0) return;
     block = {p, g, m_codes, root_codes, (taken.numel + kGroup - 1) / kGroup * kGroup};
     Fill(p, taken.p);
@@ -137,32 +140,18 @@ struct Slot {
     Fill(root_codes, taken.root_codes);
   }
 
-  // Asks for what later blocks need when value `i` of this one is read. The processor follows too few streams by itself,
-  // and stops following when a block is computed longer than its memory takes.
-  PAGEDOPT_INLINE void Prefetch(int64_t i) const {
-    constexpr int64_t kAhead = 2 * kBlock, kLine = 64;
-    if (i % (kLine / int64_t(sizeof(P))) == 0) PrefetchLine(original.p + i + kAhead);
-    if (i % (kLine / int64_t(sizeof(G))) == 0) PrefetchLine(original.g + i + kAhead);
-    if (i % kLine == 0) {
-      PrefetchLine(original.m_codes + i + kAhead);
-      PrefetchLine(original.root_codes + i + kAhead);
-    }
-  }
-
-  void GiveBackParams() const {
-    if (block.p == p) std::memcpy(original.p, p, original.numel * sizeof(P));
-  }
-
-  void GiveBackCodes() const {
+  void GiveBack() const {
     if (block.p != p) return;
+    std::memcpy(original.p, p, original.numel * sizeof(P));
     std::memcpy(original.m_codes, m_codes, original.numel);
     std::memcpy(original.root_codes, root_codes, original.numel);
   }
 
   alignas(64) float m[kBlock];
   alignas(64) float root[kBlock];
-  Extent absmax;  // to encode with
-  Block<P, G> block;
+  Extent absmax;    // to encode with
+  bool is_updated;  // its parameters are
+  Block<P, G> block, original;
 
  private:
   template <class T>
@@ -171,117 +160,98 @@ struct Slot {
     std::memcpy(copy, from, original.numel * sizeof(T));
   }
 
-  Block<P, G> original;
   alignas(64) P p[kBlock];
   alignas(64) G g[kBlock];
   alignas(64) int8_t m_codes[kBlock];
   alignas(64) uint8_t root_codes[kBlock];
 };
 
-// Makes the new moments of a block in its slot and, if kApply, updates its parameters.
-template <bool kApply, class P, class G>
-struct Advance {
-  Advance(const Step& step, Slot<P, G>& slot)
-      : step(step), slot(slot), m_largest(Vec::Set(0)), root_largest(Vec::Set(0)), is_positive(Vec::Always()) {}
+// Asks for the line of an array that is two blocks after `start`, once a line. The processor follows too few arrays by
+// itself, and stops following when a block is computed longer than its memory takes.
+template <class T>
+PAGEDOPT_INLINE void PrefetchAhead(const T* array, int64_t start) {
+  constexpr int64_t kAhead = 2 * kBlock, kLine = 64 / int64_t(sizeof(T));
+  for (int64_t i = start; i < start + kGroup; i += kLine) {
+    if (kGroup >= kLine || i % kLine == 0) PrefetchLine(array + i + kAhead);
+  }
+}
 
-  // Leaves the new m and v.
-  void Decode(Extent absmax) {
-    const Decoder m_decoder(kSigned), root_decoder(kUnsigned);
-    const F m_scale = Vec::Set(absmax.m), root_scale = Vec::Set(absmax.root);
-    const Block<P, G>& block = slot.block;
-    for (int64_t i = 0; i < block.numel; i += Vec::kLanes) {
-      slot.Prefetch(i);
+// Leaves the new moments of a block in its slot, and their extent. Returns whether 8 bits can keep them as they are.
+template <class P, class G>
+bool Decode(const Step& given, Slot<P, G>& slot, Extent absmax, Extent& extent) {
+  const Step step = given;  // in registers
+  const Decoder m_decoder(kSigned), root_decoder(kUnsigned);
+  const F m_scale = Vec::Set(absmax.m), root_scale = Vec::Set(absmax.root);
+  const Block<P, G> block = slot.block, original = slot.original;
+  F m_largest = Vec::Set(0), root_largest = Vec::Set(0);
+  Vec::M is_positive = Vec::Always();
+  for (int64_t start = 0; start < block.numel; start += kGroup) {
+    PrefetchAhead(original.p, start);
+    PrefetchAhead(original.g, start);
+    PrefetchAhead(original.m_codes, start);
+    PrefetchAhead(original.root_codes, start);
+    for (int64_t i = start; i < start + kGroup; i += Vec::kLanes) {
       F m = Vec::Mul(m_decoder.Value(block.m_codes + i), m_scale);
-      const F root = Vec::Mul(root_decoder.Value(block.root_codes + i), root_scale);
-
-      F v = Vec::Mul(root, root);
+      const F old_root = Vec::Mul(root_decoder.Value(block.root_codes + i), root_scale);
+      F v = Vec::Mul(old_root, old_root);
       step.Advance(Vec::Load(block.g + i), m, v);
+      const F root = Vec::Sqrt(v);
 
       m_largest = Vec::MaxAbs(m, m_largest);
+      root_largest = Vec::Max(root, root_largest);
+      is_positive = Vec::AndPositive(is_positive, root);
       Vec::Store(slot.m + i, m);
-      Vec::Store(slot.root + i, v);
+      Vec::Store(slot.root + i, root);
     }
   }
+  extent = LargestOf(m_largest, root_largest);
+  // A root that is neither zero nor infinite nor NaN stands beside an m that can be kept, too.
+  return Vec::All(is_positive) && extent.root < kInfinity && extent.m < kInfinity;
+}
 
-  // Takes the root of the v at `i`, and updates the parameters.
-  void Update(int64_t i) {
-    const F m = Vec::Load(slot.m + i), root = Vec::Sqrt(Vec::Load(slot.root + i));
-
-    if constexpr (kApply) step.Apply(step.Limited(step.Update(m, root)), slot.block.p + i);
-
-    root_largest = Vec::Max(root, root_largest);
-    is_positive = Vec::AndPositive(is_positive, root);
-    Vec::Store(slot.root + i, root);
-  }
-
-  // Returns the largest |m| and root of the block, once all of it can be kept.
-  Extent Finish() {
-    const Extent extent{Vec::Largest(m_largest), Vec::Largest(root_largest)};
-    // A root that is neither zero nor infinite nor NaN stands beside an m that can be kept, too.
-    if (Vec::All(is_positive) && extent.root < kInfinity && extent.m < kInfinity) return extent;
-    return Settle(slot.m, slot.root, slot.block.numel);
-  }
-
-  const Step step;
-  Slot<P, G>& slot;
-  F m_largest, root_largest;
-  Vec::M is_positive;
-};
-
-// Makes the codes of a block from the moments in its slot.
+// Updates the parameters of a block whose moments may be anything.
 template <class P, class G>
-struct Encode {
-  struct Sizes {
-    F m[4];
+void UpdateParams(const Step& step, const Slot<P, G>& slot) {
+  P* p = slot.block.p;
+  for (int64_t i = 0; i < slot.block.numel; i += Vec::kLanes) {
+    const F u = step.Update(Vec::Load(slot.m + i), Vec::Load(slot.root + i));
+    Vec::Store(p + i, step.Applied(step.Limited(u), p + i));
+  }
+}
+
+// Makes the codes of a block from the moments in its slot. With kUpdate they are such that no root is zero and all are
+// finite, and the block's parameters are updated.
+template <bool kUpdate, class P, class G>
+void Encode(const Step& given, const Slot<P, G>& slot) {
+  const Step step = given;
+  const Encoder m_encoder(kSigned, slot.absmax.m), root_encoder(kUnsigned, slot.absmax.root);
+  const Block<P, G> block = slot.block;
+  for (int64_t start = 0; start < block.numel; start += kGroup) {
+    F m[4], p[4];
     I m_size[4], root_size[4];
-  };
-
-  explicit Encode(const Slot<P, G>& slot)
-      : slot(slot), m_encoder(kSigned, slot.absmax.m), root_encoder(kUnsigned, slot.absmax.root) {}
-
-  void Vector(int64_t i, int part, Sizes& sizes) const {
-    sizes.m[part] = Vec::Load(slot.m + i);
-    sizes.m_size[part] = m_encoder.Size(sizes.m[part]);
-    sizes.root_size[part] = root_encoder.Size(Vec::Load(slot.root + i));
-  }
-
-  void Store(int64_t start, const Sizes& sizes) const {
-    Vec::StoreCodes(slot.block.m_codes + start, sizes.m_size, sizes.m);
-    Vec::StoreCodes(slot.block.root_codes + start, sizes.root_size);
-  }
-
-  void Whole() const {
-    for (int64_t start = 0; start < slot.block.numel; start += kGroup) {
-      Sizes sizes;
-      for (int part = 0; part < 4; ++part) Vector(start + part * Vec::kLanes, part, sizes);
-      Store(start, sizes);
-    }
-  }
-
-  const Slot<P, G>& slot;
-  const Encoder m_encoder, root_encoder;
-};
-
-// Updates one block while another is encoded. Returns the extent of the first.
-template <class P, class G>
-Extent AdvanceAndEncode(const Step& step, Slot<P, G>& now, Extent absmax, const Slot<P, G>& before) {
-  Advance<true, P, G> advance(step, now);
-  const Encode<P, G> encode(before);
-  advance.Decode(absmax);
-  if (now.block.numel != before.block.numel) {
-    for (int64_t i = 0; i < now.block.numel; i += Vec::kLanes) advance.Update(i);
-    encode.Whole();
-    return advance.Finish();
-  }
-  for (int64_t start = 0; start < now.block.numel; start += kGroup) {
-    typename Encode<P, G>::Sizes sizes;
     for (int part = 0; part < 4; ++part) {
-      advance.Update(start + part * Vec::kLanes);
-      encode.Vector(start + part * Vec::kLanes, part, sizes);
+      const int64_t i = start + part * Vec::kLanes;
+      m[part] = Vec::Load(slot.m + i);
+      const F root = Vec::Load(slot.root + i);
+      if constexpr (kUpdate) p[part] = step.Applied(step.LimitedFinite(step.Update(m[part], root)), block.p + i);
+      m_size[part] = m_encoder.Size(m[part]);
+      root_size[part] = kUpdate ? root_encoder.SizeOfNonzero(root) : root_encoder.Size(root);
+      if (kUpdate && part % 2 == 1) Vec::StorePair(block.p + i - Vec::kLanes, p[part - 1], p[part]);
     }
-    encode.Store(start, sizes);
+    Vec::StoreCodes(block.m_codes + start, m_size, m);
+    Vec::StoreCodes(block.root_codes + start, root_size);
   }
-  return advance.Finish();
+}
+
+// Ends what Decode began, once the slot says how.
+template <class P, class G>
+void Finish(const Step& step, const Slot<P, G>& slot) {
+  if (slot.is_updated) {
+    Encode<false>(step, slot);
+  } else {
+    Encode<true>(step, slot);
+  }
+  slot.GiveBack();
 }
 
 // Calls body(block, index) for each block of a run.
@@ -306,19 +276,21 @@ template <class P, class G, class Scales>
 void UpdateCodes(const Run& run, Scales scales) {
   const Step step(run.scalars);
   Slot<P, G> slots[2];
-  slots[1].Take({});  // nothing comes before the first block
-  slots[1].absmax = {0, 0};
-  int64_t last = 1;
+  int64_t num_blocks = 0;
   ForEachBlock<P, G>(run, [&](const Block<P, G>& block, int64_t index) {
-    Slot<P, G>&before = slots[last], &now = slots[1 - last];
-    now.Take(block);
-    now.absmax = scales.Replace(index, AdvanceAndEncode(step, now, scales.Old(index), before));
-    now.GiveBackParams();
-    before.GiveBackCodes();
-    last = 1 - last;
+    Slot<P, G>& slot = slots[index % 2];
+    slot.Take(block);
+    Extent extent;
+    slot.is_updated = !Decode(step, slot, scales.Old(index), extent);
+    if (slot.is_updated) {
+      UpdateParams(step, slot);
+      extent = Settle(slot.m, slot.root, slot.block.numel);
+    }
+    slot.absmax = scales.Replace(index, extent);
+    if (index > 0) Finish(step, slots[1 - index % 2]);
+    num_blocks = index + 1;
   });
-  Encode<P, G>(slots[last]).Whole();
-  slots[last].GiveBackCodes();
+  if (num_blocks > 0) Finish(step, slots[(num_blocks - 1) % 2]);
 }
 
 struct BlockScales {
@@ -348,10 +320,8 @@ void MeasureTensorwise(const Run& run, float largest[2]) {
   Slot<P, G> slot;
   ForEachBlock<P, G>(run, [&](const Block<P, G>& block, int64_t index) {
     slot.Take(block);
-    Advance<false, P, G> advance(step, slot);
-    advance.Decode(scales.Old(index));
-    for (int64_t i = 0; i < slot.block.numel; i += Vec::kLanes) advance.Update(i);
-    const Extent extent = advance.Finish();
+    Extent extent;
+    if (!Decode(step, slot, scales.Old(index), extent)) extent = Settle(slot.m, slot.root, slot.block.numel);
     if (extent.m > largest[0]) largest[0] = extent.m;
     if (extent.root > largest[1]) largest[1] = extent.root;
   });

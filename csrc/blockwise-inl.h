@@ -23,17 +23,17 @@ struct Decoder {
 
   F Value(const int8_t* p) const {
     const I code = Vec::LoadCodes(p);
-    return Vec::NegateWhere(code, Size(Vec::AbsInt(code)));
+    return Vec::NegateWhere(code, At(Vec::Add(Vec::ToFloat(Vec::AbsInt(code)), bias)));
   }
 
-  F Value(const uint8_t* p) const { return Size(Vec::LoadCodes(p)); }
+  F Value(const uint8_t* p) const { return At(Vec::CodesPlus(p, kUnsigned.bias)); }
 
-  F Size(I code) const {
-    const F y = Vec::Add(Vec::ToFloat(code), bias);
+  // The value at y = code + bias.
+  F At(F y) const {
     const I exponent = Vec::Exponent(y);
-    const F size = Vec::Fma(y, step[exponent], base[exponent]);
-    if constexpr (Vec::kLookup == 16) return size;
-    return Vec::OrZero(Vec::NotZero(code), size);  // of 8 entries, 0 and 1 share one
+    const F value = Vec::Fma(y, step[exponent], base[exponent]);
+    if constexpr (Vec::kLookup == 16) return value;
+    return Vec::OrZero(Vec::Less(bias, y), value);  // of 8 entries, codes 0 and 1 share one
   }
 
   F bias;
@@ -45,11 +45,13 @@ struct Encoder {
       : pieces(book), slope(book.slope), inverse(Vec::Set(absmax > 0 ? 1 / absmax : 0)) {}
 
   // The code (the unsigned one plus one) of the size of a value; zero for zero.
-  I Size(F value) const {
+  I Size(F value) const { return Vec::OrZero(Vec::NotZero(value), SizeOfNonzero(value)); }
+
+  I SizeOfNonzero(F value) const {
     const F x = Vec::MaxAbs(Vec::Mul(value, inverse), Vec::Set(kSmallest));
     const I shift = pieces.ShiftOf(x);
     const F position = Vec::Min(Vec::Add(Vec::Mul(x, slope[shift]), Vec::Set(kOffset)), Vec::Set(kBelowTwo));
-    return Vec::OrZero(Vec::NotZero(value), Vec::Mantissa24(position, shift));
+    return Vec::Mantissa24(position, shift);
   }
 
   Vec::Pieces pieces;
@@ -61,6 +63,12 @@ struct Encoder {
 struct Extent {
   float m, root;
 };
+
+inline Extent LargestOf(F m, F root) {
+  Extent extent;
+  Vec::Largest(m, root, extent.m, extent.root);
+  return extent;
+}
 
 // Makes both moments of a block what 8 bits can keep, as codecs/blockwise.py `keepable` says.
 inline Extent Settle(float* m, float* root, int64_t numel) {
@@ -80,7 +88,7 @@ inline Extent Settle(float* m, float* root, int64_t numel) {
     Vec::Store(m + i, kept);
     Vec::Store(root + i, r);
   }
-  return {Vec::Largest(m_largest), Vec::Largest(root_largest)};
+  return LargestOf(m_largest, root_largest);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace pagedopt {
 
@@ -13,6 +14,7 @@ constexpr int kTable = 16;  // entries of a lookup; a target that looks up 8 use
 
 constexpr float kFloor = 0x1p-100f;             // the smallest absmax of a block that is not all zero
 constexpr float kSmallest = 0x1p-22f;           // what is less is encoded as this, which has code 1
+constexpr int kFirstExponent = 127 - 22;        // of kSmallest
 constexpr float kOffset = 8.0 / 9.0;            // position = x * slope + kOffset
 constexpr float kBelowTwo = 2.0 - 0x1p-23;      // positions are in [1, 2)
 constexpr float kMinRoot = 0x1.6a09e6p-75f;     // 2^-74.5, what a root of zero is kept as beside an m that is not
@@ -33,6 +35,12 @@ struct Codebook {
   float threshold[kNumPieces - 1];
   int32_t first_shift;
   alignas(64) float slope[kTable];  // by shift
+
+  // The same shift from the exponent e of x and one comparison: of log = e * `log_factor` >> 16, `shift_at_log_0` - log, and
+  // one less from `next_threshold`, by the low 3 bits of log, on.
+  int32_t log_factor;
+  int32_t shift_at_log_0;
+  alignas(64) float next_threshold[8];
 
   // The same shift from the exponent of x, by its low 5 bits: the upper 9 bits of `binade_shift` less the bits of x. A
   // binade holds at most one threshold, and from there on the subtraction borrows one.
@@ -65,6 +73,13 @@ constexpr float ValueOf(bool is_signed, int decade, double code) {
   return static_cast<float>(double(kSteps[is_signed][decade]) * (code + bias) + double(kBases[is_signed][decade]));
 }
 
+// How many thresholds are at most the least float of an exponent.
+constexpr int PieceAt(const Codebook& book, int exponent) {
+  int piece = 0;
+  while (piece < kNumPieces - 1 && book.threshold[piece] <= PowerOfTwo(exponent - 127)) ++piece;
+  return piece;
+}
+
 constexpr Codebook MakeCodebook(bool is_signed) {
   Codebook book{};
   const int log_first = is_signed ? 0 : 1;  // the first decade has 2^log_first values
@@ -94,6 +109,14 @@ constexpr Codebook MakeCodebook(bool is_signed) {
     book.threshold[piece - 1] = static_cast<float>((double(low) + double(high)) / 2);
   }
 
+  book.log_factor = is_signed ? 20680 : 20710;  // some 2^16 log10(2); HasLogs tells whether it serves
+  book.shift_at_log_0 = book.first_shift - kNumDecades + (bias_exponent * book.log_factor >> 16);
+  for (int exponent = kFirstExponent; exponent <= bias_exponent; ++exponent) {
+    const int piece = PieceAt(book, exponent);
+    const float next = piece == kNumDecades ? std::numeric_limits<float>::infinity() : book.threshold[piece];
+    book.next_threshold[(exponent * book.log_factor >> 16) % 8] = next;
+  }
+
   for (int exponent = bias_exponent - 31; exponent <= bias_exponent; ++exponent) {
     const double low = PowerOfTwo(exponent - bias_exponent);
     double inside = 2 * low;
@@ -108,7 +131,16 @@ constexpr Codebook MakeCodebook(bool is_signed) {
   return book;
 }
 
+// Whether log counts the thresholds below each exponent.
+constexpr bool HasLogs(const Codebook& book) {
+  for (int exponent = kFirstExponent; exponent <= 127; ++exponent) {
+    if (book.first_shift - PieceAt(book, exponent) != book.shift_at_log_0 - (exponent * book.log_factor >> 16)) return false;
+  }
+  return true;
+}
+
 inline constexpr Codebook kSigned = MakeCodebook(true);
 inline constexpr Codebook kUnsigned = MakeCodebook(false);
+static_assert(HasLogs(kSigned) && HasLogs(kUnsigned));
 
 }  // namespace pagedopt

@@ -2,23 +2,29 @@
 
 #include "target.h"
 
-#if defined(PAGEDOPT_X86) && defined(_MSC_VER) && !defined(__clang__)
+#if defined(PAGEDOPT_X86) && defined(_WIN32)
 #include <immintrin.h>
 #include <intrin.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define PAGEDOPT_TARGET(feature) __attribute__((target(feature)))
+#else
+#define PAGEDOPT_TARGET(feature)
+#endif
 #endif
 
 namespace pagedopt {
 namespace {
 
-#if defined(PAGEDOPT_X86) && defined(_MSC_VER) && !defined(__clang__)
+#if defined(PAGEDOPT_X86) && defined(_WIN32)  // where clang finds no run time that would answer __builtin_cpu_supports
 
-bool HasBits(int leaf, int reg, unsigned bits) {
+bool HasBits(int leaf, int reg, unsigned bits, int subleaf = 0) {
   int registers[4];
-  __cpuidex(registers, leaf, 0);
+  __cpuidex(registers, leaf, subleaf);
   return (static_cast<unsigned>(registers[reg]) & bits) == bits;
 }
 
-bool Saves(unsigned bits) { return HasBits(1, 2, 1u << 27) && (_xgetbv(0) & bits) == bits; }
+PAGEDOPT_TARGET("xsave") bool Saves(unsigned bits) { return HasBits(1, 2, 1u << 27) && (_xgetbv(0) & bits) == bits; }
 
 bool HasAvx2() {
   // FMA and F16C; AVX2; XMM and YMM
@@ -29,6 +35,10 @@ bool HasAvx512() {
   // F, DQ, BW, VL; opmask and ZMM
   return HasAvx2() && Saves(0xe6) && HasBits(7, 1, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31);
 }
+
+#if defined(PAGEDOPT_BF16)
+bool HasAvx512Bf16() { return HasAvx512() && HasBits(7, 0, 1u << 5, 1); }
+#endif
 
 #elif defined(PAGEDOPT_X86)
 
@@ -41,6 +51,10 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+#if defined(PAGEDOPT_BF16)
+bool HasAvx512Bf16() { return HasAvx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
 #endif
 
 }  // namespace
@@ -48,6 +62,9 @@ bool HasAvx512() {
 int Choices(Choice choices[kMaxChoices]) {
   int count = 0;
 #if defined(PAGEDOPT_X86)
+#if defined(PAGEDOPT_BF16)
+  choices[count++] = {&kTarget_avx512_bf16, HasAvx512Bf16()};
+#endif
   choices[count++] = {&kTarget_avx512, HasAvx512()};
   choices[count++] = {&kTarget_avx2, HasAvx2()};
 #elif defined(PAGEDOPT_ARM)

@@ -7,6 +7,15 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#elif defined(_M_ARM64) && !defined(__clang__)
+#include <intrin.h>
+#endif
+
+// No fused multiply-add but where the source says so: every target must round alike. g++ knows no pragma, but a flag.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
 #endif
 
 namespace pagedopt {
@@ -50,29 +59,44 @@ static PAGEDOPT_INLINE void PrefetchLine(const void* address) {
 #endif
 }
 
-// Rounds to nearest and keeps subnormals while it lives, whatever this thread was told before: otherwise its results
-// would depend on which thread computes them.
+// Rounds to nearest and keeps subnormals while it lives, whatever this thread was told before (torch has
+// `set_flush_denormal`): otherwise its results would depend on which thread computes them. Threads that it starts
+// meanwhile begin with the same rules.
 class FloatRules {
  public:
-#if defined(__x86_64__) || defined(_M_X64)
-  FloatRules() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~FloatRules() { _mm_setcsr(saved_); }
-#elif defined(__aarch64__)
-  FloatRules() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-  }
-  ~FloatRules() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
-#endif
+  FloatRules() : before_(Read()) { Write(kDefault); }
+  ~FloatRules() { Write(before_); }
   FloatRules(const FloatRules&) = delete;
   FloatRules& operator=(const FloatRules&) = delete;
 
  private:
 #if defined(__x86_64__) || defined(_M_X64)
-  unsigned saved_;
+  using Word = unsigned;
+  static constexpr Word kDefault = 0x1f80;  // exceptions masked
+  static Word Read() { return _mm_getcsr(); }
+  static void Write(Word word) { _mm_setcsr(word); }
 #elif defined(__aarch64__)
-  uint64_t saved_;
+  using Word = uint64_t;
+  static constexpr Word kDefault = 0;
+  static Word Read() {
+    Word word;
+    asm volatile("mrs %0, fpcr" : "=r"(word));
+    return word;
+  }
+  static void Write(Word word) { asm volatile("msr fpcr, %0" : : "r"(word) : "memory"); }
+#elif defined(_M_ARM64)
+  using Word = __int64;
+  static constexpr Word kDefault = 0;
+  static Word Read() { return _ReadStatusReg(ARM64_FPCR); }
+  static void Write(Word word) { _WriteStatusReg(ARM64_FPCR, word); }
+#else  // a processor that nothing is known of
+  using Word = int;
+  static constexpr Word kDefault = 0;
+  static Word Read() { return kDefault; }
+  static void Write(Word) {}
 #endif
+
+  const Word before_;
 };
 
 }  // namespace pagedopt

@@ -8,13 +8,16 @@
 #include <vector>
 
 #include "codebook.h"
+#include "numbers.h"
 #include "pool.h"
 
 namespace pagedopt {
 namespace {
 
-// Values a thread takes at a time: some 20 us of work, many times what handing it over costs.
-constexpr int64_t kTaskNumel = 1 << 14;
+// Values a thread takes at a time: the least is some 15 us of work, many times what handing it over costs. More, and the
+// first blocks of a task, which none before them asked memory for, count for less.
+constexpr int64_t kLeastTask = 1 << 14, kMostTask = 1 << 16;
+constexpr int64_t kTasksPerThread = 8;  // so that all end together
 
 int64_t BlocksPerRow(int64_t row_width) { return (row_width + kBlock - 1) / kBlock; }
 
@@ -75,22 +78,29 @@ bool IsLive(const Page& page, const int64_t* segment) {
   return page.addresses[segment[kOperand] * kNumAddresses + kGrad] != 0;
 }
 
+int64_t TaskNumel(const Page& page, int num_threads) {
+  int64_t numel = 0;
+  for (int64_t i = 0; i < page.num_segments; ++i) numel += page.segments[i * kNumColumns + kNumel];
+  return std::min(std::max(numel / (num_threads * kTasksPerThread), kLeastTask), kMostTask);
+}
+
 template <class Wanted>
-void MakePlan(const Page& page, Wanted wanted, Plan& plan) {
+void MakePlan(const Page& page, int num_threads, Wanted wanted, Plan& plan) {
   plan.Clear();
-  int64_t room = kTaskNumel;
+  const int64_t task_numel = TaskNumel(page, num_threads);
+  int64_t room = task_numel;
   for (int64_t i = 0; i < page.num_segments; ++i) {
     const int64_t* segment = page.segments + i * kNumColumns;
     if (!IsLive(page, segment) || !wanted(static_cast<StateFormat>(segment[kFormat]))) continue;
     const int64_t end = segment[kStart] + segment[kNumel];
     for (int64_t start = segment[kStart]; start < end;) {
       int64_t stop = end;
-      if (end - start > kTaskNumel) stop = BlockStart(start + kTaskNumel, segment[kRowWidth]);
+      if (end - start > task_numel) stop = BlockStart(start + task_numel, segment[kRowWidth]);
       plan.runs.push_back(MakeRun(page, segment, start, stop));
       room -= stop - start;
       if (room <= 0) {
         plan.tasks.push_back(plan.runs.size());
-        room = kTaskNumel;
+        room = task_numel;
       }
       start = stop;
     }
@@ -124,8 +134,9 @@ void StoreTensorwiseAbsmax(const Page& page) {
 }  // namespace
 
 void Update(const Target& target, const Page& page, int num_threads) {
+  const FloatRules rules;
   Plan& plan = ThreadPlan();
-  MakePlan(page, [](StateFormat) { return true; }, plan);
+  MakePlan(page, num_threads, [](StateFormat) { return true; }, plan);
   ForEachTask(plan, num_threads, [&](const Run* run, const Run* end) {
     for (; run != end; ++run) target.update(*run);
   });
@@ -133,8 +144,9 @@ void Update(const Target& target, const Page& page, int num_threads) {
 }
 
 void Measure(const Target& target, const Page& page, int num_threads) {
+  const FloatRules rules;
   Plan& plan = ThreadPlan();
-  MakePlan(page, [](StateFormat format) { return format == StateFormat::kTensorwise8; }, plan);
+  MakePlan(page, num_threads, [](StateFormat format) { return format == StateFormat::kTensorwise8; }, plan);
   std::mutex raising;
   ForEachTask(plan, num_threads, [&](const Run* run, const Run* end) {
     for (; run != end; ++run) {
@@ -147,6 +159,7 @@ void Measure(const Target& target, const Page& page, int num_threads) {
 }
 
 double SumOfSquares(const Target& target, const void* values, Dtype dtype, int64_t numel, int num_threads) {
+  const FloatRules rules;
   const int64_t num_chunks = (numel + kChunk - 1) / kChunk;
   std::vector<double> sums(num_chunks);
   Parallel(num_chunks, num_threads, [&](int64_t chunk) {

@@ -7,6 +7,9 @@
 namespace pagedopt {
 
 #if defined(PAGEDOPT_X86)
+#if defined(PAGEDOPT_BF16)
+extern const Target kTarget_avx512_bf16;
+#endif
 extern const Target kTarget_avx512;
 extern const Target kTarget_avx2;
 #elif defined(PAGEDOPT_ARM)
@@ -19,7 +22,7 @@ struct Choice {
   bool is_supported;
 };
 
-constexpr int kMaxChoices = 3;
+constexpr int kMaxChoices = 4;
 
 // Fills `choices` and returns how many there are; the last is always supported.
 int Choices(Choice choices[kMaxChoices]);

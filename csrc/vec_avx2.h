@@ -30,6 +30,11 @@ struct Vec {
     Store128(p, _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
   }
   static void Store(Float16* p, F x) { Store128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
+  template <class T>
+  static void StorePair(T* p, F a, F b) {
+    Store(p, a);
+    Store(p + kLanes, b);
+  }
 
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -44,11 +49,16 @@ struct Vec {
   static F Clamp(F x, F low, F high) { return Min(high, Max(low, x)); }
   static F Abs(F a) { return _mm256_and_ps(a, AsFloat(_mm256_set1_epi32(0x7fffffff))); }
 
+  static F MinAbs(F x, F limit) { return Clamp(x, Sub(_mm256_setzero_ps(), limit), limit); }
   static F MaxAbs(F a, F b) { return Max(Abs(a), b); }
   static float Largest(F a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_max_ps(x, _mm_permute_ps(x, 0x4e));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_permute_ps(x, 0xb1)));
+  }
+  static void Largest(F a, F b, float& of_a, float& of_b) {
+    of_a = Largest(a);
+    of_b = Largest(b);
   }
 
   static M Less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -71,7 +81,6 @@ struct Vec {
   static F NegateWhere(I negative, F a) {
     return _mm256_xor_ps(a, AsFloat(_mm256_and_si256(negative, _mm256_set1_epi32(0x80000000))));
   }
-  static M NotZero(I a) { return AsFloat(_mm256_cmpgt_epi32(a, _mm256_setzero_si256())); }  // for a >= 0
 
   struct Table {
     explicit Table(const float* entries) : entries_(_mm256_load_ps(entries)) {}
@@ -80,20 +89,21 @@ struct Vec {
   };
 
   struct Pieces {
-    explicit Pieces(const Codebook& book) : first_shift_(_mm256_set1_epi32(book.first_shift)) {
-      for (int i = 0; i < kNumPieces - 1; ++i) thresholds_[i] = Set(book.threshold[i]);
-    }
+    explicit Pieces(const Codebook& book)
+        : log_factor_(_mm256_set1_epi32(book.log_factor)),
+          shift_at_log_0_(_mm256_set1_epi32(book.shift_at_log_0)),
+          next_threshold_(book.next_threshold) {}
     I ShiftOf(F x) const {
-      I shift = first_shift_;
-      for (int i = 0; i < kNumPieces - 1; ++i) shift = _mm256_add_epi32(shift, AsInt(AtMost(thresholds_[i], x)));
-      return shift;
+      const I log = _mm256_mulhi_epu16(Exponent(x), log_factor_);
+      return _mm256_add_epi32(_mm256_sub_epi32(shift_at_log_0_, log), AsInt(AtMost(next_threshold_[log], x)));
     }
-    I first_shift_;
-    F thresholds_[kNumPieces - 1];
+    I log_factor_, shift_at_log_0_;
+    Table next_threshold_;
   };
 
   static I LoadCodes(const int8_t* p) { return _mm256_cvtepi8_epi32(Load64(p)); }
   static I LoadCodes(const uint8_t* p) { return _mm256_cvtepu8_epi32(Load64(p)); }
+  static F CodesPlus(const uint8_t* p, float bias) { return Add(ToFloat(LoadCodes(p)), Set(bias)); }
   static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
     const I low = _mm256_packs_epi32(AsInt(value[0]), AsInt(value[1]));
     const I high = _mm256_packs_epi32(AsInt(value[2]), AsInt(value[3]));

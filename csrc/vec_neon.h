@@ -35,6 +35,11 @@ struct Vec {
   static void Store(Float16* p, F x) {
     vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
   }
+  template <class T>
+  static void StorePair(T* p, F a, F b) {
+    Store(p, a);
+    Store(p + kLanes, b);
+  }
 
   static F Add(F a, F b) { return vaddq_f32(a, b); }
   static F Sub(F a, F b) { return vsubq_f32(a, b); }
@@ -42,14 +47,20 @@ struct Vec {
   static F Div(F a, F b) { return vdivq_f32(a, b); }
   static F Sqrt(F a) { return vsqrtq_f32(a); }
   static F Fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-  static F Min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
-  static F Max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  // Of a NaN and a number, the number: what the others do for a NaN in `a`. In `b` there is none.
+  static F Min(F a, F b) { return vminnmq_f32(a, b); }
+  static F Max(F a, F b) { return vmaxnmq_f32(a, b); }
   static F MaxOrNan(F a, F b) { return vmaxq_f32(a, b); }
   static F Clamp(F x, F low, F high) { return vminq_f32(vmaxq_f32(x, low), high); }
   static F Abs(F a) { return vabsq_f32(a); }
 
+  static F MinAbs(F x, F limit) { return Clamp(x, vnegq_f32(limit), limit); }
   static F MaxAbs(F a, F b) { return Max(vabsq_f32(a), b); }
   static float Largest(F a) { return vmaxvq_f32(a); }
+  static void Largest(F a, F b, float& of_a, float& of_b) {
+    of_a = Largest(a);
+    of_b = Largest(b);
+  }
 
   static M Less(F a, F b) { return vcltq_f32(a, b); }
   static M AtMost(F a, F b) { return vcleq_f32(a, b); }
@@ -72,7 +83,6 @@ struct Vec {
     const uint32x4_t sign = vandq_u32(vreinterpretq_u32_s32(negative), vdupq_n_u32(0x80000000));
     return vreinterpretq_f32_u32(veorq_u32(AsBits(a), sign));
   }
-  static M NotZero(I a) { return vtstq_s32(a, a); }
 
   struct Table {
     explicit Table(const float* entries)
@@ -86,16 +96,16 @@ struct Vec {
   };
 
   struct Pieces {
-    explicit Pieces(const Codebook& book) : first_shift_(vdupq_n_s32(book.first_shift)) {
-      for (int i = 0; i < kNumPieces - 1; ++i) thresholds_[i] = Set(book.threshold[i]);
-    }
+    explicit Pieces(const Codebook& book)
+        : log_factor_(vdupq_n_s32(book.log_factor << 15)),
+          shift_at_log_0_(vdupq_n_s32(book.shift_at_log_0)),
+          next_threshold_(book.next_threshold) {}
     I ShiftOf(F x) const {
-      I shift = first_shift_;
-      for (const F threshold : thresholds_) shift = vaddq_s32(shift, vreinterpretq_s32_u32(AtMost(threshold, x)));
-      return shift;
+      const I log = vqdmulhq_s32(Exponent(x), log_factor_);  // the upper half of twice the product
+      return vaddq_s32(vsubq_s32(shift_at_log_0_, log), vreinterpretq_s32_u32(AtMost(next_threshold_[log], x)));
     }
-    I first_shift_;
-    F thresholds_[kNumPieces - 1];
+    I log_factor_, shift_at_log_0_;
+    Table next_threshold_;
   };
 
   static I LoadCodes(const int8_t* p) {
@@ -108,29 +118,31 @@ struct Vec {
     std::memcpy(&four, p, 4);
     return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
   }
+  static F CodesPlus(const uint8_t* p, float bias) { return Add(ToFloat(LoadCodes(p)), Set(bias)); }
   static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
-    I code[4];
-    for (int i = 0; i < 4; ++i) {
-      const I negative = vshrq_n_s32(vreinterpretq_s32_f32(value[i]), 31);
-      const I limited = vminq_s32(size[i], vaddq_s32(vdupq_n_s32(128), negative));
-      code[i] = vsubq_s32(veorq_s32(limited, negative), negative);
-    }
-    vst1q_s8(p, vreinterpretq_s8_u8(Narrowed(code)));
+    const uint8x16_t negative = vcltzq_s8(vreinterpretq_s8_u8(HighBytes(value)));
+    const uint8x16_t limit = vaddq_u8(vdupq_n_u8(128), negative);  // 128, or 127 below zero
+    const uint8x16_t code = vminq_u8(LowBytes(LowHalves(size[0], size[1]), LowHalves(size[2], size[3])), limit);
+    vst1q_u8(reinterpret_cast<uint8_t*>(p), vsubq_u8(veorq_u8(code, negative), negative));
   }
   static void StoreCodes(uint8_t* p, const I (&code_and_one)[4]) {
-    I code[4];
-    for (int i = 0; i < 4; ++i) code[i] = vmaxq_s32(vsubq_s32(code_and_one[i], vdupq_n_s32(1)), vdupq_n_s32(0));
-    vst1q_u8(p, Narrowed(code));
+    const uint16x8_t one = vdupq_n_u16(1);
+    const uint16x8_t low = vqsubq_u16(LowHalves(code_and_one[0], code_and_one[1]), one);
+    const uint16x8_t high = vqsubq_u16(LowHalves(code_and_one[2], code_and_one[3]), one);
+    vst1q_u8(p, LowBytes(low, high));
   }
 
  private:
   static uint32x4_t AsBits(F a) { return vreinterpretq_u32_f32(a); }
-  static uint8x16_t Narrowed(const I (&code)[4]) {  // the low byte of each
-    const uint16x8_t low = vcombine_u16(Low16(code[0]), Low16(code[1]));
-    const uint16x8_t high = vcombine_u16(Low16(code[2]), Low16(code[3]));
-    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+  static uint16x8_t LowHalves(I a, I b) { return vuzp1q_u16(vreinterpretq_u16_s32(a), vreinterpretq_u16_s32(b)); }
+  static uint8x16_t LowBytes(uint16x8_t a, uint16x8_t b) {
+    return vuzp1q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b));
   }
-  static uint16x4_t Low16(I a) { return vmovn_u32(vreinterpretq_u32_s32(a)); }
+  static uint8x16_t HighBytes(const F (&x)[4]) {  // with the signs
+    const uint16x8_t low = vuzp2q_u16(vreinterpretq_u16_f32(x[0]), vreinterpretq_u16_f32(x[1]));
+    const uint16x8_t high = vuzp2q_u16(vreinterpretq_u16_f32(x[2]), vreinterpretq_u16_f32(x[3]));
+    return vuzp2q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+  }
 };
 
 }  // namespace

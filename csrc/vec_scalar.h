@@ -45,6 +45,11 @@ struct Vec {
       p->bits = static_cast<uint16_t>(sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13));
     }
   }
+  template <class T>
+  static void StorePair(T* p, F a, F b) {
+    Store(p, a);
+    Store(p + kLanes, b);
+  }
 
   static F Add(F a, F b) { return a + b; }
   static F Sub(F a, F b) { return a - b; }
@@ -59,8 +64,13 @@ struct Vec {
   static F Clamp(F x, F low, F high) { return x > high ? high : x < low ? low : x; }
   static F Abs(F a) { return std::fabs(a); }
 
+  static F MinAbs(F x, F limit) { return Clamp(x, -limit, limit); }
   static F MaxAbs(F a, F b) { return Max(std::fabs(a), b); }
   static float Largest(F a) { return a; }
+  static void Largest(F a, F b, float& of_a, float& of_b) {
+    of_a = Largest(a);
+    of_b = Largest(b);
+  }
 
   static M Less(F a, F b) { return a < b; }
   static M AtMost(F a, F b) { return a <= b; }
@@ -78,8 +88,7 @@ struct Vec {
   static I Exponent(F a) { return static_cast<I>(BitsOf(a) >> 23); }
   static I Mantissa24(F a, I shift) { return (AsInt(a) & 0xffffff) >> shift; }
   static I AbsInt(I a) { return a < 0 ? -a : a; }
-  static F NegateWhere(I negative, F a) { return negative < 0 ? -a : a; }
-  static M NotZero(I a) { return a != 0; }
+  static F NegateWhere(I negative, F a) { return FloatOf(BitsOf(a) ^ (static_cast<uint32_t>(negative) & 0x80000000)); }
 
   struct Table {
     explicit Table(const float* entries) : entries_(entries) {}
@@ -90,19 +99,20 @@ struct Vec {
   struct Pieces {
     explicit Pieces(const Codebook& book) : book_(book) {}
     I ShiftOf(F x) const {
-      I shift = book_.first_shift;
-      for (float threshold : book_.threshold) shift -= x >= threshold;
-      return shift;
+      const I log = Exponent(x) * book_.log_factor >> 16;
+      return book_.shift_at_log_0 - log - (x >= book_.next_threshold[log & 7]);
     }
     const Codebook& book_;
   };
 
   static I LoadCodes(const int8_t* p) { return *p; }
   static I LoadCodes(const uint8_t* p) { return *p; }
+  static F CodesPlus(const uint8_t* p, float bias) { return Add(ToFloat(LoadCodes(p)), Set(bias)); }
   static void StoreCodes(int8_t* p, const I (&size)[4], const F (&value)[4]) {
-    for (int i = 0; i < 4; ++i) {
-      const I code = BitsOf(value[i]) >> 31 ? -(size[i] < 127 ? size[i] : 127) : size[i];
-      p[i] = static_cast<int8_t>(code < 128 ? code : code - 256);
+    for (int i = 0; i < 4; ++i) {  // no branch: signs are random
+      const I negative = -static_cast<I>(BitsOf(value[i]) >> 31), most = 128 + negative;
+      const I limited = size[i] < most ? size[i] : most;
+      p[i] = static_cast<int8_t>(static_cast<uint8_t>((limited ^ negative) - negative));
     }
   }
   static void StoreCodes(uint8_t* p, const I (&code_and_one)[4]) {

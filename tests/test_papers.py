@@ -49,6 +49,17 @@ def test_the_readme_is_one_screen() -> None:
     assert len(_read("README.md").splitlines()) <= 65
 
 
+def test_the_readme_says_what_the_package_needs() -> None:
+    project = _read("pyproject.toml")
+    python = re.search(r'^requires-python = ">=(.*)"$', project, flags=re.MULTILINE)
+    torch = re.search(r'"torch>=([^"]*)"', project)
+    assert python is not None
+    assert torch is not None
+
+    assert f"Python >= {python[1]} " in _read("README.md")
+    assert f"torch >= {torch[1]}." in _read("README.md")
+
+
 def test_everything_that_is_installed_is_pinned_exactly_and_in_one_place() -> None:
     lines = [line for line in _read("requirements/pins.txt").splitlines() if line and not line.startswith("#")]
     pinned = {match["name"] for line in lines if (match := PIN.fullmatch(line))}

@@ -2,6 +2,7 @@
 # What to do with ten minutes on a machine with a GPU: build, test there what can only be tested there, and measure.
 #
 #   tools/gpu_session.sh [folder for results, default bench/results]
+#   REHEARSE=1 tools/gpu_session.sh /tmp/rehearsal    the same without a GPU: sizes are tiny, and numbers mean nothing
 #
 # Uses the Python that has torch (PYTHON=...), fetches nothing, and goes on past a part that fails: each has a time limit
 # of its own, so that the last still has its minutes. Packages that Python lacks can lie as wheels in ./wheels.
@@ -48,7 +49,7 @@ for backend in pagedopt.backends():
 PY
 
 part test-gpu 200 make test-gpu GPU_PYTHON="$PYTHON"
-part bench-gpu 290 "$PYTHON" -m bench gpu --out "$OUT"
+part bench-gpu 290 "$PYTHON" -m bench gpu --out "$OUT" ${REHEARSE:+--quick --device cpu}
 
 echo "== all ended $((SECONDS - BEGIN)) s after the start; logs and results are in $OUT"
 exit "$FAILED"

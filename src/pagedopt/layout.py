@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pagedopt.codecs.base import BLOCK, FIELDS, NARROW_ROW, Per, StateFormat
 
@@ -130,23 +131,47 @@ def _align(offset: int) -> int:
 
 def segment_nbytes(state_format: StateFormat, numel: int, num_blocks: int) -> int:
     """Return the bytes that a segment of `numel` values in `num_blocks` blocks takes in a page."""
-    return sum(_align(f.dtype.itemsize * _count(f.per, numel, num_blocks)) for f in FIELDS[state_format])
+    nbytes = 0
+    for field in FIELDS[state_format]:
+        nbytes += _align(field.dtype.itemsize * _count(field.per, numel, num_blocks))
+    return nbytes
 
 
 def fit(grid: Grid, state_format: StateFormat, first_block: int, offset: int, capacity: int) -> Segment | None:
     """Return the longest segment from `first_block` on that fits at byte `offset` of a page, None if no block does."""
+    offset = _align(offset)
+    room, last_block = capacity - offset, grid.num_blocks - 1
+    stop_block = first_block + _num_fitting(state_format, *_repeating(grid, first_block), room)
+    if stop_block >= last_block:  # the last block may be short
+        rest = grid.span(first_block, last_block + 1)
+        fits = segment_nbytes(state_format, rest.numel, rest.stop_block - first_block) <= room
+        stop_block = last_block + fits
+    if stop_block <= first_block:
+        return None
+    return _segment(grid, state_format, first_block, stop_block, offset)
 
-    def nbytes(stop_block: int) -> int:
-        return segment_nbytes(state_format, grid.start(stop_block) - grid.start(first_block), stop_block - first_block)
 
-    offset, room = _align(offset), capacity - _align(offset)
-    low, high = first_block, grid.num_blocks  # the bytes grow with the last block: bisect for the last that fits
+def _repeating(grid: Grid, first_block: int) -> tuple[int, int]:
+    """Return the row that repeats from `first_block` up to the last block of `grid`, and where in it to start."""
+    if grid.num_rows == 1 or grid.row_width % BLOCK == 0:
+        return BLOCK, 0  # all blocks are whole
+    return grid.row_width, first_block % grid.blocks_per_row
+
+
+@lru_cache(maxsize=4096)  # a large parameter asks for the same few, page after page
+def _num_fitting(state_format: StateFormat, row_width: int, column: int, room: int) -> int:
+    """Return how many blocks fit in `room` bytes, from `column` of a row on, of rows without end."""
+    start, blocks_per_row = column * BLOCK, -(-row_width // BLOCK)
+
+    def nbytes(num_blocks: int) -> int:
+        rows, columns = divmod(column + num_blocks, blocks_per_row)
+        return segment_nbytes(state_format, rows * row_width + columns * BLOCK - start, num_blocks)
+
+    low, high = 0, max(room, 0)  # the bytes grow with the blocks, by one at least: bisect for the last that fits
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if nbytes(middle) <= room else (low, middle - 1)
-    if low == first_block:
-        return None
-    return _segment(grid, state_format, first_block, low, offset)
+    return low
 
 
 def _segment(grid: Grid, state_format: StateFormat, first_block: int, stop_block: int, offset: int) -> Segment:

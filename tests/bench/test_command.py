@@ -52,6 +52,26 @@ def test_a_rehearsal_of_the_gpu_walks_through_every_case(tmp_path: Path) -> None
     assert [timing.name for timing in training.timings] == ["resident", "paged 0 %", "torch fused"]
 
 
+def test_a_case_that_breaks_leaves_the_others_and_what_was_found_is_kept_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[set[str]] = []
+
+    def breaks(*_: object) -> object:
+        (so_far,) = tmp_path.glob("*.so-far")
+        kept.append({contest.case for contest in load(so_far).contests})
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(gpu_cases, "copies_contest", breaks)
+    only = ["--only", "memory", "--only", "copies", "--only", "many-float32"]
+    assert main(["gpu", "--quick", "--device", "cpu", "--out", str(tmp_path), *only]) == 1
+    assert kept == [{"memory"}]
+    (path,) = tmp_path.iterdir()
+    assert {contest.case for contest in load(path).contests} == {"memory", "many-float32"}
+    assert "case copies" in {refusal.name for refusal in load(path).absent}
+    assert "the device is gone" in capsys.readouterr().err
+
+
 def test_a_quick_run_of_checkpoints_walks_through_every_case(tmp_path: Path) -> None:
     done = bench("checkpoint", "--quick", "--out", str(tmp_path), "--spill-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -81,6 +81,24 @@ def test_a_candidate_that_raises_is_refused_with_its_reason_and_the_others_go_on
     assert refusals[0].reason == "could not run: RuntimeError: no compiler"
 
 
+def test_a_candidate_that_breaks_while_it_is_timed_leaves_the_others_their_samples() -> None:
+    steps: list[int] = []
+
+    def breaks() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise RuntimeError("out of memory")
+
+    def clock(step: Callable[[], object], repeats: int) -> float:
+        step()
+        return 1.0
+
+    candidates = [Candidate(name, lambda step=step: Ready(step, EXACT)) for name, step in (("a", list), ("b", breaks))]
+    timings, refusals = compete(candidates, effort=rounds(4), clock=clock)
+    assert [(timing.name, len(timing.samples)) for timing in timings] == [("a", 4)]
+    assert refusals[0].reason == "broke in round 2: RuntimeError: out of memory"
+
+
 def test_candidates_take_turns() -> None:
     told = Told()
     compete([told.candidate(name, 1.0) for name in "abc"], effort=rounds(3), clock=told)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 import warnings
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pagedopt
 from mutations import MANIFEST
 from oracle import random_params, train, twins
 from pagedopt import AdamW, CheckpointError, PagedAdamW
+from pagedopt.checkpoint.archive import open_archive
 from pagedopt.checkpoint.convert import convert
 from pagedopt.checkpoint.inspection import inspect
 from pagedopt.cli import main
@@ -154,8 +158,10 @@ def test_to_bitsandbytes_is_what_export_makes(options: tuple[str, ...], tmp_path
     _assert_same(torch.load(tmp_path / "out.pt", weights_only=True), expected)
 
 
-def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["param_groups"] == expected["param_groups"]
+def _assert_same(
+    found: dict[str, Any], expected: dict[str, Any], keys: Collection[str] = ("state", "param_groups")
+) -> None:
+    assert "param_groups" not in keys or found["param_groups"] == expected["param_groups"]
     assert found["state"].keys() == expected["state"].keys()
     for number, entry in expected["state"].items():
         ours, theirs = found["state"][number], entry
@@ -264,6 +270,164 @@ def test_a_state_dict_that_is_none_is_refused_with_what_is_wrong(
     assert said in err
 
 
+# damaged files of torch's
+
+
+@pytest.fixture
+def torchs(tmp_path: Path) -> Path:
+    """A file of torch's, whose tensors are larger than what is read at once."""
+    torch.manual_seed(0)
+    entry = {"step": torch.tensor(3.0), "exp_avg": torch.randn(600, 1000), "exp_avg_sq": torch.rand(600, 1000)}
+    torch.save({"state": {0: entry}, "param_groups": [{"params": [0]}]}, tmp_path / "in.pt")
+    return tmp_path / "in.pt"
+
+
+def flip_in(path: Path, record: str) -> str:
+    """Flip a bit in the middle of a record; return the record's whole name."""
+    with zipfile.ZipFile(path) as archive:
+        found = next(item for item in archive.infolist() if item.filename.endswith(f"/{record}"))
+    raw = bytearray(path.read_bytes())
+    start = found.header_offset + 26
+    names = int.from_bytes(raw[start : start + 2], "little") + int.from_bytes(raw[start + 2 : start + 4], "little")
+    raw[start + 4 + names + found.file_size // 2] ^= 1
+    path.write_bytes(raw)
+    return found.filename
+
+
+@pytest.mark.parametrize("record", ["data/1", "data/2", "data.pkl", "byteorder"])
+@pytest.mark.parametrize("to", ["torch", "bitsandbytes", "pagedopt"])
+def test_a_bit_that_flipped_in_any_record_stops_a_conversion(
+    to: str, record: str, torchs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    name = flip_in(torchs, record)
+    code, out, err = run(capsys, "convert", torchs, tmp_path / "out", "--to", to)
+    assert (code, out) == (1, "")
+    assert f"{torchs}: its record '{name}' is damaged: bad CRC-32" in err
+    assert "take another copy of the file" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_unchecked_converts_what_is_there(torchs: Path, tmp_path: Path, capsys: Any) -> None:
+    flip_in(torchs, "data/1")
+    assert run(capsys, "convert", torchs, tmp_path / "out.pt", "--to", "torch", "--unchecked")[0] == 0
+    _assert_same(*(torch.load(path, weights_only=True) for path in (tmp_path / "out.pt", torchs)), keys=("state",))
+
+
+def test_inspect_names_every_damaged_record_and_exits_with_1(torchs: Path, capsys: Any) -> None:
+    code, out, _ = run(capsys, "inspect", torchs)
+    assert code == 0
+    assert "whole: every checksum was compared" in out
+    names = [flip_in(torchs, "data/1"), flip_in(torchs, "data/2")]
+    code, out, _ = run(capsys, "inspect", torchs, "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["is_verified"]
+    assert [name in line for name, line in zip(names, found["damage"], strict=True)] == [True, True]
+    code, out, _ = run(capsys, "inspect", torchs, "--quick")
+    assert code == 0
+    assert "checksums were not compared" in out
+
+
+def test_inspect_of_a_file_that_damage_makes_unreadable_names_the_record(torchs: Path, capsys: Any) -> None:
+    name = flip_in(torchs, "data.pkl")
+    code, out, err = run(capsys, "inspect", torchs)
+    assert (code, out) == (1, "")
+    assert f"'{name}' is damaged" in err
+
+
+def test_a_file_that_was_cut_short_says_so(torchs: Path, tmp_path: Path, capsys: Any) -> None:
+    torchs.write_bytes(torchs.read_bytes()[:-1000])
+    for arguments in (("inspect", torchs), ("convert", torchs, tmp_path / "out", "--to", "pagedopt")):
+        code, _, err = run(capsys, *arguments)
+        assert code == 1
+        assert "cut short" in err
+
+
+def test_a_file_without_checksums_is_converted_only_when_asked(tmp_path: Path, capsys: Any) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(others_state("torch"), tmp_path / "in.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    code, _, err = run(capsys, "convert", tmp_path / "in.pt", tmp_path / "out.pt", "--to", "torch")
+    assert code == 1
+    assert "has no checksums" in err
+    assert "--unchecked" in err
+    assert run(capsys, "convert", tmp_path / "in.pt", tmp_path / "out.pt", "--to", "torch", "--unchecked")[0] == 0
+    code, out, _ = run(capsys, "inspect", tmp_path / "in.pt")
+    assert code == 0
+    assert "no checksums to compare" in out
+
+
+def test_a_file_from_before_archives_is_converted_with_one_warning(tmp_path: Path, capsys: Any) -> None:
+    torch.save(others_state("torch"), tmp_path / "in.pt", _use_new_zipfile_serialization=False)
+    with pytest.warns(UserWarning, match="has no checksums: damaged tensors cannot be seen") as warned:
+        code, _, _ = run(capsys, "convert", tmp_path / "in.pt", tmp_path / "out.pt", "--to", "torch")
+    assert code == 0
+    assert len(warned) == 1
+    assert run(capsys, "convert", tmp_path / "in.pt", tmp_path / "out.pt", "--to", "torch", "--unchecked")[0] == 0
+    assert "no checksums to compare" in run(capsys, "inspect", tmp_path / "in.pt")[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no file of torch.save: it is empty"),
+        (b"{}", "is no file of torch.save"),
+        ((2).to_bytes(8, "little") + b"{}", "is no file of torch.save"),  # safetensors, which torch.load knows
+        (b"\x80\x02garbage", "cannot be read as a state dict of torch"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*from before 1.6")
+def test_what_torch_did_not_save_is_refused_as_that(content: bytes, said: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "in.pt").write_bytes(content)
+    for arguments in (
+        ("inspect", tmp_path / "in.pt"),
+        ("convert", tmp_path / "in.pt", tmp_path / "o", "--to", "torch"),
+    ):
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (1, "")
+        assert said in err
+        assert "weights_only" not in err
+
+
+def test_an_object_that_would_have_to_be_run_is_named_and_nobody_is_told_to_run_it(tmp_path: Path, capsys: Any) -> None:
+    for number, thing in enumerate((_Evil(), Path("x"))):
+        torch.save({"state": {}, "param_groups": [], "args": thing}, tmp_path / f"{number}.pt")
+        code, _, err = run(capsys, "inspect", tmp_path / f"{number}.pt")
+        assert code == 1
+        assert "which would have to be run; save the optimizer's state dict alone" in err
+        assert f"{number}.pt cannot be read as a state dict of torch: it has " in err
+        assert "weights_only" not in err
+
+
+def test_a_folder_is_no_place_for_a_file(torchs: Path, tmp_path: Path, capsys: Any) -> None:
+    for target in (tmp_path, Path()):
+        code, out, err = run(capsys, "convert", torchs, target, "--to", "torch")
+        assert (code, out) == (1, "")
+        assert f"cannot write {target}: it is a folder; name a file in it" in err
+
+
+def test_an_archive_that_somebody_packed_anew_with_compression_is_read(torchs: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(torchs) as stored, zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for record in stored.infolist():
+            packed.writestr(record.filename, stored.read(record))
+    assert convert(tmp_path / "z.pt", tmp_path / "out.pt", "torch") == 1
+    _assert_same(*(torch.load(path, weights_only=True) for path in (tmp_path / "out.pt", torchs)), keys=("state",))
+
+
+def test_checking_a_file_takes_no_memory_that_grows_with_it(tmp_path: Path) -> None:
+    torch.save({"state": {}, "param_groups": [], "more": torch.zeros(32 << 20, dtype=torch.uint8)}, tmp_path / "in.pt")
+    tracemalloc.start()
+    try:
+        with open_archive(tmp_path / "in.pt") as archive:
+            assert list(archive.damage()) == []
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def outcome(source: Path, target: Path) -> str:
     try:
         convert(source, target, "torch")
@@ -272,17 +436,21 @@ def outcome(source: Path, target: Path) -> str:
     return "converted"
 
 
-def test_a_damaged_file_of_torchs_is_refused_or_converted_and_nothing_worse(tmp_path: Path) -> None:
-    """Its archive has no checksum that torch compares, so what is damaged in its tensors cannot be seen."""
+def test_a_damaged_file_of_torchs_is_refused_or_was_damaged_where_nothing_is_read(tmp_path: Path) -> None:
     torch.save(optimizer_of("8-clipped", TINY).state_dict(), tmp_path / "whole.pt")
+    convert(tmp_path / "whole.pt", tmp_path / "expected.pt", "torch")
     whole, rng = (tmp_path / "whole.pt").read_bytes(), random.Random(0)
+    expected = torch.load(tmp_path / "expected.pt", weights_only=True)
     ways = [way for way in mutations.WAYS if callable(way)]
     outcomes = set()
     for _ in range(400):
         (tmp_path / "in.pt").write_bytes(rng.choice(ways)(whole, rng))
         outcomes.add(outcome(tmp_path / "in.pt", tmp_path / "out.pt"))
+        if (tmp_path / "out.pt").exists():
+            _assert_same(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+            (tmp_path / "out.pt").unlink()
     assert {"converted", "refused: in.pt"} == outcomes
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.pt", "whole.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected.pt", "in.pt", "whole.pt"]
 
 
 def test_a_checkpoint_converts_to_other_bits(tmp_path: Path, capsys: Any) -> None:

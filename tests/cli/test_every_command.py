@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from oracle import give, random_grads, random_params
@@ -30,6 +31,8 @@ RUNS: dict[str, list[str]] = {
     "plot": ["{results}"],
 }
 """Arguments with which a command does little, by command."""
+
+COMMAND = [sys.executable, "-m", "pagedopt"]
 
 NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
@@ -129,6 +132,21 @@ def test_no_command_prints_colours_where_there_is_no_terminal(
         assert "\x1b" not in out + err
 
 
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - NO_DATA))
+def test_what_goes_to_a_file_has_no_padding_and_no_broken_lines(
+    name: str, run: Callable[..., Any], places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, out, _ = run(*arguments_of(name, places))
+    monkeypatch.setenv("COLUMNS", "30")
+    _, narrow, _ = run(*arguments_of(name, places))
+
+    for said in (out, narrow):
+        assert [line for line in said.splitlines() if line != line.rstrip()] == []
+    assert "…" not in narrow  # a number that is cut is another number
+    assert len(out.splitlines()) <= len(narrow.splitlines())
+
+
 def wrong_command_lines() -> Iterator[tuple[str, str]]:
     for name, command in COMMANDS.items():
         for parameter in command.params:
@@ -168,14 +186,22 @@ def test_a_file_that_cannot_be_read_is_one_line(run: Callable[..., Any], monkeyp
     assert run("inspect", "/secret") == (1, "", "error: Permission denied: /secret\n")
 
 
+def test_a_warning_is_one_line_without_the_code_that_it_comes_from(tmp_path: Path) -> None:
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "default"}
+    arguments = ["convert", str(tmp_path / "old.pt"), str(tmp_path / "new.pt"), "--to", "torch"]
+    ended = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=100)
+
+    assert ended.returncode == 0
+    assert ended.stderr.startswith(f"warning: {tmp_path / 'old.pt'} is in torch's format from before 1.6")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_the_page_is_current() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "command_line_page.py"))
     written = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 
     assert written == tool["page"](), "python tools/command_line_page.py writes it anew"
-
-
-COMMAND = [sys.executable, "-c", "from pagedopt.cli import main; main()"]
 
 
 def in_a_shell(words: str, shell: str = "bash") -> str:
@@ -224,3 +250,18 @@ def chunks(read_end: int) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
+
+
+def test_a_plan_shows_no_log_of_the_packages_that_it_asks(tmp_path: Path) -> None:
+    """They are imported for what they know, and say on the way what they could not load."""
+    (tmp_path / "transformers.py").write_text(
+        "import logging\nlogging.warning('no kernels here')\n__version__ = '0'\nCONFIG_MAPPING = {}"
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "whatever"}')
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])}
+    arguments = ["plan", str(tmp_path / "config.json"), "--no-rates"]
+    ended = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=100)
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: transformers 0 does not know the family 'whatever'")
+    assert ended.stderr.count("\n") == 1

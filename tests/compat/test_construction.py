@@ -253,3 +253,12 @@ def test_import_takes_under_50_ms_beyond_torch(tmp_path: Path) -> None:
     reports = [report_of(_IMPORT, tmp_path) for _ in range(5)]
     slowness = min(report["torch_seconds"] for report in reports) / TORCH_SECONDS
     assert min(report["seconds"] for report in reports) < 0.050 * max(1.0, slowness)
+
+
+def test_a_constructor_imports_no_compiler() -> None:
+    """Torch's own add_param_group imports it, to keep away from it: two seconds, and 900 modules."""
+    done = run_python(
+        "import sys, torch, pagedopt; pagedopt.PagedAdamW8bit([torch.nn.Parameter(torch.zeros(3))]); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

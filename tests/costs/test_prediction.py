@@ -92,6 +92,21 @@ def test_the_other_stages_cost_a_page_more(account: Account) -> None:
     assert found.seconds == pytest.approx(slowest + (sum(found.terms.values()) - slowest) / pages)
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 1.0])
+def test_what_the_longer_of_update_and_disk_does_not_hide_is_added(account: Account, overlap: float) -> None:
+    rates = replace(slow("disk_both", 1e6), values_per_second={"blockwise8/float32": 2e6})
+    alone, found = predicted(account, rates), predicted(account, replace(rates, overlap=overlap))
+
+    assert found.seconds - alone.seconds == pytest.approx((1 - overlap) * min(alone.terms[COMPUTE], alone.terms[DISK]))
+    assert found.binds == alone.binds
+
+
+def test_an_accelerator_shares_nothing_with_the_disk(account: Account) -> None:
+    rates = replace(RATES, overlap=0.0)
+
+    assert predicted(account, rates, on_accelerator=True) == predicted(account, RATES, on_accelerator=True)
+
+
 def test_a_resident_step_needs_no_rate_of_a_disk() -> None:
     config = PagingConfig.resident()
     resident = rehearse([Weight("w", (1024, 1024))], PagedAdamW8bit, config, torch.device("cuda"), {})

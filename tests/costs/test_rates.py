@@ -20,6 +20,7 @@ GOOD: dict[str, Any] = {
     "bytes_per_second": {"host": 1e10, "disk_read": 2e9, "disk_write": 1e9, "disk_both": 2.5e9},
     "values_per_second": {"blockwise8/float32": 5e8},
     "seconds": {"page": 2e-5},
+    "overlap": 0.25,
 }
 
 
@@ -49,6 +50,16 @@ def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
     assert (rates.of_seconds("page"), rates.of_seconds("parameter")) == (2e-5, 0.0)
 
 
+def test_what_a_file_does_not_say_of_the_overlap_is_not_known(tmp_path: Path) -> None:
+    content = {key: value for key, value in GOOD.items() if key != "overlap"}
+    rates = read_rates(write(tmp_path, content))
+
+    assert rates.overlap is None
+    assert rates.to_dict() == content
+    assert (rates | read_rates(write(tmp_path, GOOD))).overlap == 0.25
+    assert (read_rates(write(tmp_path, GOOD)) | rates).overlap == 0.25
+
+
 def test_a_rate_that_is_missing_is_named(tmp_path: Path) -> None:
     rates = read_rates(write(tmp_path, GOOD))
     with pytest.raises(RatesError, match="have no 'up' in 'bytes_per_second'"):
@@ -67,6 +78,8 @@ def test_a_rate_that_is_missing_is_named(tmp_path: Path) -> None:
         ({"bytes_per_second": {"host": True}}, "it has True"),
         ({"values_per_second": {"x": "fast"}}, "it has 'fast'"),
         ({"seconds": {"page": float("nan")}}, "it has nan"),
+        ({"overlap": 1.5}, "a number from 0 to 1 as 'overlap', it has 1.5"),
+        ({"overlap": True}, "it has True"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -107,6 +120,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_no_error(cache: Path) -
 def test_all_that_a_prediction_needs_is_measured(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "_DISK_PAGES", 64)
     monkeypatch.setattr(measurement, "_UPDATE_NUMEL", {"cpu": 1 << 16})
+    monkeypatch.setattr(measurement, "_OVERLAP_NUMEL", 1 << 19)
     kinds = [(state_format, "bfloat16") for state_format in ("float32", "float32_amsgrad", "blockwise8", "tensorwise8")]
     said: list[str] = []
 
@@ -117,7 +131,9 @@ def test_all_that_a_prediction_needs_is_measured(setup: Setup, monkeypatch: pyte
     assert set(rates.seconds) == {"page", "parameter"}
     assert rates.machine == describe_machine(setup)
     assert all(rate > 0 for rate in rates.to_dict()["bytes_per_second"].values())
-    assert len(said) == 2 + len(kinds)
+    assert rates.overlap is not None
+    assert 0 <= rates.overlap <= 1
+    assert len(said) == 3 + len(kinds)
 
 
 def test_machines_differ_by_page_folder_and_backend(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +155,7 @@ def test_only_what_was_not_kept_is_measured(setup: Setup, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(measurement, "measure_updates", instead)
     monkeypatch.setattr(measurement, "measure_disk", lambda _: measured.append("disk") or {"disk_read": 1.0})
+    monkeypatch.setattr(measurement, "measure_overlap", lambda _: 0.5)
     rates_here(setup, [("float32", "float32")])
     rates_here(setup, [("float32", "float32")])
     assert measured == ["disk", "float32/float32"]

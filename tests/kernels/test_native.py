@@ -6,55 +6,17 @@ import itertools
 
 import pytest
 import torch
-from page_builder import POISON, Pages, operands_of, scalars
+from page_builder import POISON, Pages, Recipe, operands_of, scalars
+from same_bits import DTYPES, after_steps, assert_same, assert_same_but_kinds_of_nan, gradients, with_value
 from torch import Tensor
 
 from pagedopt.codecs.base import StateFormat
 from pagedopt.kernels.native import TARGETS, NativeKernel
 from pagedopt.kernels.reference import ReferenceKernel
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SUPPORTED = [name for name, is_supported in TARGETS.items() if is_supported]
-SHAPES = [(1,), (255,), (256,), (257,), (1001,), (5, 300), (9, 64), (3, 7), (40, 1000)]
-"""One value, a block less one, a block, a block and one, an odd number, short last blocks, and several pages."""
-
 every_target = pytest.mark.parametrize("target", SUPPORTED)
 every_format = pytest.mark.parametrize("state_format", list(StateFormat), ids=lambda f: f.name.lower())
-
-
-def gradients(seed: int, dtype: torch.dtype, scale: float = 1.0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    spread = torch.tensor([1e-3, 1.0, 30.0])
-    grads = []
-    for shape in SHAPES:
-        numel = torch.Size(shape).numel()
-        sizes = spread[torch.randint(3, (numel,), generator=generator)]
-        grads.append((torch.randn(numel, generator=generator) * sizes * scale).to(dtype))
-    return grads
-
-
-def after_steps(
-    kernel: ReferenceKernel | NativeKernel,
-    state_format: StateFormat,
-    param_dtype: torch.dtype,
-    grads_by_step: list[list[Tensor]],
-) -> tuple[list[Tensor], list[dict[str, Tensor]], Pages]:
-    """Return parameters and state after a step with each of the gradients, and the pages."""
-    pages = Pages(SHAPES, [state_format] * len(SHAPES), capacity=1 << 14)
-    params = gradients(0, param_dtype)
-    for step, grads in enumerate(grads_by_step, start=1):
-        pages.update(kernel, operands_of(params, list(grads), [scalars(step)]))
-    return params, [pages.state(operand) for operand in range(len(SHAPES))], pages
-
-
-def assert_same(
-    ours: tuple[list[Tensor], list[dict[str, Tensor]], Pages],
-    theirs: tuple[list[Tensor], list[dict[str, Tensor]], Pages],
-) -> None:
-    for a, b in zip(ours[0], theirs[0], strict=True):
-        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))  # NaN too
-    for a, b in zip(ours[1], theirs[1], strict=True):
-        assert all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
 
 
 def test_the_portable_target_is_always_there() -> None:
@@ -70,7 +32,7 @@ def test_every_target_gives_the_bits_of_the_reference(
     grads = [gradients(seed, grad_dtype) for seed in (1, 2, 3)]
     ours = after_steps(NativeKernel(target), state_format, param_dtype, grads)
     assert_same(ours, after_steps(ReferenceKernel(), state_format, param_dtype, grads))
-    assert all((free == POISON).all() for free in ours[2].free_bytes())
+    assert all((free == POISON).all() for free in ours.pages.free_bytes())
 
 
 @every_target
@@ -87,20 +49,43 @@ def test_gradients_that_underflow_and_overflow_give_the_bits_of_the_reference(
 @every_target
 @every_format
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
-def test_single_odd_values_give_the_bits_of_the_reference(target: str, state_format: StateFormat, value: float) -> None:
-    odd = [gradients(seed, torch.float32) for seed in (1, 2)]
-    for grad in odd[0]:
-        grad[:: 1 + len(grad) // 3] = value
-    results = [after_steps(k, state_format, torch.float32, odd) for k in (NativeKernel(target), ReferenceKernel())]
-    for ours, theirs in zip(results[0][0], results[1][0], strict=True):
-        assert torch.equal(ours.isnan(), theirs.isnan())
-        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
-    for ours, theirs in zip(results[0][1], results[1][1], strict=True):
-        assert all(torch.equal(ours[name].nan_to_num(), theirs[name].nan_to_num()) for name in ours)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_single_odd_values_give_the_bits_of_the_reference(
+    target: str, state_format: StateFormat, dtype: torch.dtype, value: float
+) -> None:
+    grads = [with_value(gradients(1, dtype), value), gradients(2, dtype)]
+    ours = after_steps(NativeKernel(target), state_format, dtype, grads)
+    assert_same_but_kinds_of_nan(ours, after_steps(ReferenceKernel(), state_format, dtype, grads))
 
 
 @every_target
-@pytest.mark.parametrize("state_format", list(StateFormat), ids=lambda f: f.name.lower())
+@every_format
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_odd_parameters_give_the_bits_of_the_reference(
+    target: str, state_format: StateFormat, dtype: torch.dtype
+) -> None:
+    """Subnormal ones, and others that are no numbers, beside those that an instruction for many rounds right."""
+    params = gradients(0, dtype)
+    for value in (float("nan"), float("inf"), torch.finfo(dtype).tiny / 2, -torch.finfo(dtype).tiny / 8):
+        params = [param.roll(5) for param in with_value(params, value)]
+    grads, recipe = [gradients(seed, dtype) for seed in (1, 2)], Recipe(lr=1e-41)
+    ours = after_steps(NativeKernel(target), state_format, dtype, grads, recipe, params)
+    theirs = after_steps(ReferenceKernel(), state_format, dtype, grads, recipe, params)
+    assert_same_but_kinds_of_nan(ours, theirs)
+    assert any(((param != 0) & (param.abs() < torch.finfo(dtype).tiny)).any() for param in theirs.params)
+
+
+@every_target
+@every_format
+def test_a_scaled_gradient_gives_the_bits_of_the_reference(target: str, state_format: StateFormat) -> None:
+    recipe = Recipe(lr=0.3, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1, grad_scale=0.37)
+    grads = [gradients(seed, torch.bfloat16) for seed in (1, 2, 3)]
+    ours = after_steps(NativeKernel(target), state_format, torch.float32, grads, recipe)
+    assert_same(ours, after_steps(ReferenceKernel(), state_format, torch.float32, grads, recipe))
+
+
+@every_target
+@every_format
 def test_the_number_of_threads_never_changes_a_bit(target: str, state_format: StateFormat) -> None:
     """On a page large enough that it is shared out."""
     results = []
@@ -116,6 +101,27 @@ def test_the_number_of_threads_never_changes_a_bit(target: str, state_format: St
     for param, state in results[1:]:
         assert torch.equal(param, results[0][0])
         assert all(torch.equal(state[name], results[0][1][name]) for name in state)
+
+
+@every_target
+@every_format
+def test_a_thread_that_flushes_subnormals_never_changes_a_bit(target: str, state_format: StateFormat) -> None:
+    """Neither the bits that it computes nor those of threads that it starts."""
+    grads = [gradients(seed, torch.float32, 1e-38) for seed in (1, 2)]
+    wide = torch.full((500_001,), 1e-20).mul_(1e-20)
+    expected = after_steps(NativeKernel(target), state_format, torch.float32, grads)
+    expected_norm = NativeKernel(target).squared_norm(wide)
+    for threads in (1, 11):  # more than any other test has started
+        torch.set_num_threads(threads)
+        assert torch.set_flush_denormal(True), "this processor cannot flush"
+        try:
+            assert (torch.tensor([1e-20]) * 1e-20).item() == 0, "the check cannot fail"
+            flushed = after_steps(NativeKernel(target), state_format, torch.float32, grads)
+            norm = NativeKernel(target).squared_norm(wide)
+        finally:
+            torch.set_flush_denormal(False)
+        assert_same(flushed, expected)
+        assert torch.equal(norm.view(torch.int32), expected_norm.view(torch.int32))
 
 
 @every_target

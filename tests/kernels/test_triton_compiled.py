@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 F32, AMSGRAD, BLOCKWISE, TENSORWISE = StateFormat
 CHILD = Path(__file__).with_name("triton_compiler.py")
-HOPPER, MI300 = ("cuda", "90", "32"), ("hip", "gfx942", "64")
+HOPPER, MI300, RX7900 = ("cuda", "90", "32"), ("hip", "gfx942", "64"), ("hip", "gfx1100", "32")
 
 Compile = Callable[..., dict[str, set[str]]]
 
@@ -69,3 +69,13 @@ def test_the_kernels_compile_for_amd_without_contraction(compiled):
     assert "v_pk_fma_f32" in found.pop("contracted"), "the check cannot fail"
     (update,) = compiled(MI300, BLOCKWISE).values()
     assert not any("v_pk_fma" in name for name in update.union(*found.values()))
+
+
+@pytest.mark.parametrize("target", [MI300, RX7900], ids=["gfx942", "gfx1100"])
+def test_division_and_root_are_rounded_once_on_amd(compiled, target):
+    """The hardware's own are off by an ulp; what follows them mends that."""
+    (update,) = compiled(target, F32).values()
+    assert "v_div_fixup_f32" in update
+    assert "v_sqrt_f32_e32" in update
+    assert {"v_cmp_class_f32_e32", "v_cmp_class_f32_e64"} & update, "a root without what mends it"
+    assert not any(name.startswith("v_rsq") for name in update)

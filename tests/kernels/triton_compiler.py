@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pagedopt.kernels import triton_norm, triton_page
-from pagedopt.kernels.triton_adamw import _EXACT
+from pagedopt.kernels.triton_adamw import options_for
 from pagedopt.kernels.triton_tables import TILE_BLOCKS
 
 POINTERS = {
@@ -32,19 +32,19 @@ POINTERS = {
     "frame": "*u8",
 }
 UPDATE = {"PARAM": tl.bfloat16, "GRAD": tl.float32, "PAIR": 3, "BLOCKS": TILE_BLOCKS, "BY_HAND": False}
-MEASURE = {"GRAD": tl.float32, "PAIR": 3, "BLOCKS": TILE_BLOCKS}
+MEASURE = {"PARAM": tl.bfloat16, "GRAD": tl.float32, "PAIR": 3, "BLOCKS": TILE_BLOCKS}
 
 
 def compiled(target: GPUTarget, function: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> str:
     """Return the assembly of a kernel."""
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
-    assembly = triton.compile(source, target=target, options={**_EXACT, **options}).asm
+    assembly = triton.compile(source, target=target, options={**options_for(target.warp_size), **options}).asm
     return assembly["ptx"] if "ptx" in assembly else assembly["amdgcn"]
 
 
 def kernels(target: GPUTarget, formats: list[int]) -> dict[str, str]:
-    some = {name: POINTERS[name] for name in ("segments", "operands", "codec", "absmax", "frame")}
+    some = {name: POINTERS[name] for name in ("segments", "operands", "absmax", "frame")}
     found = {
         f"update {number}": compiled(target, triton_page.update_page, POINTERS, {"FORMATS": 1 << number, **UPDATE})
         for number in formats

@@ -9,6 +9,7 @@ import pytest
 import torch
 from watched import small_optimizer
 
+import pagedopt
 from child import run_python
 from pagedopt.optim import reports
 
@@ -76,3 +77,37 @@ def test_a_program_that_says_nothing_about_logging_hears_nothing() -> None:
     done = run_python("import logging, pagedopt; logging.getLogger('pagedopt').error('this is heard by nobody')")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def test_stepping_parameter_by_parameter_logs_each_pass_when_the_next_begins(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = pagedopt.PagedAdamW8bit([(name, _stepped()) for name in "abc"], page_size="64KiB")
+
+    with caplog.at_level(logging.DEBUG, "pagedopt"):
+        for name in ("a", "b", "c", "a", "b"):  # c has no gradient the second time
+            optimizer.step_param(name)
+        assert len(messages(caplog, logging.INFO)) == 1
+        assert len(messages(caplog, logging.DEBUG)) == 1
+        optimizer.step_param("a")
+        optimizer.close()
+
+    assert "3 parameters on cpu" in messages(caplog, logging.INFO)[0]
+    used = [int(line.split()[1]) for line in messages(caplog, logging.DEBUG)]
+    assert used == [3, 2, 1]
+    assert len(messages(caplog, logging.INFO)) == 1
+
+
+def test_a_step_that_follows_backward_logs_one_line_for_both(caplog: pytest.LogCaptureFixture) -> None:
+    param = _stepped()
+    optimizer = pagedopt.PagedAdamW8bit([param], page_size="64KiB")
+
+    with caplog.at_level(logging.DEBUG, "pagedopt"), pagedopt.step_in_backward(optimizer):
+        for _ in range(3):
+            param.sum().backward()
+            optimizer.step()
+        optimizer.close()
+
+    assert [int(line.split()[1]) for line in messages(caplog, logging.DEBUG)] == [1, 1, 1]

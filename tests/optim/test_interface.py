@@ -662,3 +662,16 @@ def test_a_group_can_be_added_in_the_middle_of_training(cls: Any) -> None:
         second.step()
     assert_same_params(ours, theirs)
     assert [int(opt.state[p]["step"]) for p in ours] == [4, 4, 2]
+
+
+def test_a_cuda_graph_that_would_capture_a_step_is_refused(monkeypatch):
+    param = torch.nn.Parameter(torch.ones(300))
+    param.grad = torch.ones(300)
+    optimizer = AdamW([param])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for step in (optimizer.step, lambda: optimizer.step_param(param)):
+        with pytest.raises(RuntimeError, match="call step\\(\\) after the replay"):
+            step()
+    assert torch.equal(param, torch.ones(300))
+    assert not optimizer.state

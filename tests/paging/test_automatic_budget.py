@@ -226,3 +226,27 @@ def test_an_automatic_budget_never_has_less_than_the_working_set_while_a_step_ru
     budget.begin_step(0)
     assert budget.keep_nbytes == 0
     assert budget.ledger.known_limit == 40 * MIB
+
+
+def test_steps_of_single_parameters_look_at_the_allocator_now_and_then_and_miss_no_spike(monkeypatch):
+    """`step_in_backward` begins hundreds of them in a backward pass."""
+    now, readings = [100.0], []
+    monkeypatch.setattr(automatic.time, "monotonic", lambda: now[0])
+    card = {"peak": 10 * GIB}
+
+    def read() -> Reading:
+        readings.append(now[0])
+        return Reading(80 * GIB, card["peak"])
+
+    budget = AutomaticBudget(read, 40 * MIB)
+    for step in range(100):
+        now[0] += 0.001
+        if step == 50:
+            card["peak"] = 70 * GIB
+        budget.begin_step(0, is_part=True)
+        budget.end_step(0)
+    assert len(readings) == 5
+    assert budget.keep_nbytes == 5 * GIB
+    for _ in range(3):
+        budget.begin_step(0)
+    assert len(readings) == 8, "a whole step always looks"

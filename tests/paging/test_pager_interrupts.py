@@ -69,9 +69,9 @@ class Run:
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_an_interrupt_anywhere_spoils_no_page(depth: int) -> None:
-    """At every thirteenth function that begins, from another one on for each depth."""
+    """At every eleventh function that begins, from another one on for each depth."""
     seen: set[str] = set()
-    for nth in range(depth, 100_000, 13):
+    for nth in range(depth, 100_000, 11):
         run = Run(depth, seed=nth)
         with Interrupt(nth, "paging") as interrupt:
             run.train()
@@ -80,4 +80,4 @@ def test_an_interrupt_anywhere_spoils_no_page(depth: int) -> None:
         if interrupt.where is None:
             break
         seen.add(interrupt.where)
-    assert {"residency.py:_fill", "residency.py:notify", "device.py:unpin", "replacement.py:expect"} <= seen
+    assert len(seen) >= 20, f"only {sorted(seen)} were interrupted"

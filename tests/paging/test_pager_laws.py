@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 
 import pytest
 import torch
@@ -412,6 +414,31 @@ def test_all_frames_pinned_by_one_thread_is_an_error_that_says_what_to_do() -> N
         pager.pin(pages[3])
     pager.unpin(pages[1], dirty=True)
     assert not pager.pin(pages[3]).any()
+
+
+def test_waiting_for_a_frame_that_another_thread_has_pinned_is_a_stall() -> None:
+    pager = simulated_pager(3, SimulatedTier())
+    pages = open_pages(pager, 4)
+    events: list[PageEvent] = []
+    pager.observe(events.append)
+    for page in pages[:3]:
+        pager.pin(page)
+    before = pager.stats
+    waiting = threading.Thread(target=pager.pin, args=(pages[3],), name="the other")
+    waiting.start()
+    while pager.stats.faults == before.faults:  # until it is at the pin, and then waits
+        time.sleep(0.001)
+    time.sleep(0.05)
+    pager.unpin(pages[1], dirty=True)
+    waiting.join()
+    stalled = pager.stats - before
+    waits = [(event.page, event.span) for event in events if event.name == "wait" and event.span is not None]
+    (page, span), *_ = waits  # for the frame; what may follow is for the write that left it
+    assert page == pages[3]
+    assert span.track == "the other"
+    assert 0.05 <= span.stop - span.start < 5
+    assert stalled.stalls == len(waits)
+    assert stalled.stalled_seconds == pytest.approx(sum(span.stop - span.start for _, span in waits))
 
 
 def test_a_budget_smaller_than_the_working_set_says_the_smallest_that_works() -> None:

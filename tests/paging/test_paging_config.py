@@ -49,7 +49,6 @@ def test_a_page_size_is_rounded_up_to_whole_blocks_and_at_least_64_kib(asked: in
     ("budget", "page_nbytes"),
     [
         (None, 16 * MIB),
-        (0, 16 * MIB),
         (1 << 40, 16 * MIB),
         (256 * MIB, 16 * MIB),
         (256 * MIB - 1, 8 * MIB),
@@ -61,6 +60,12 @@ def test_an_automatic_page_is_a_sixteenth_of_an_explicit_budget(budget: int | No
     assert PagingConfig(max_host_memory=budget).page_nbytes(CPU) == page_nbytes
     assert PagingConfig(max_gpu_memory=budget).page_nbytes(GPU) == page_nbytes
     assert PagingConfig(max_gpu_memory=budget).page_nbytes(CPU) == 16 * MIB
+
+
+def test_pages_that_never_leave_an_accelerator_are_large() -> None:
+    """There a page is nothing but a launch; in RAM it is also what its threads are given at a time."""
+    resident = PagingConfig(max_gpu_memory=0, max_host_memory=0)
+    assert (resident.page_nbytes(GPU), resident.page_nbytes(CPU)) == (64 * MIB, 16 * MIB)
 
 
 @pytest.mark.parametrize(

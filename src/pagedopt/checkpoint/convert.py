@@ -56,6 +56,7 @@ def convert(
     bits: int | None = None,
     min_8bit_size: int = MIN_8BIT_SIZE,
     wrapped: bool = False,
+    unchecked: bool = False,
 ) -> int:
     """Convert `source`, a folder that `save` wrote or a file of torch's, to `target`; return the number of parameters.
 
@@ -69,11 +70,12 @@ def convert(
         bits: 8 or 32 bits for each moment; None: as in `source`. torch's is always 32.
         min_8bit_size: with `bits=8`, parameters with fewer values have 32-bit state.
         wrapped: bitsandbytes only: as 0.49.2 and later write it.
+        unchecked: convert what is in a file of torch's that is damaged, or has no checksums that could tell.
 
     Raises:
         CheckpointError: `source` is damaged or of no known format, or `target` cannot be written.
     """
-    with open_source(source) as opened:
+    with open_source(source, unchecked=unchecked) as opened:
         if to == "pagedopt":
             write_checkpoint(target, opened.groups, _param_sources(opened, bits, min_8bit_size))
             return len(opened.entries)
@@ -88,8 +90,8 @@ def convert(
         return len(opened.entries)
 
 
-def open_source(path: Path) -> AbstractContextManager[Source]:
-    """Open a checkpoint folder or a state dict in a file.
+def open_source(path: Path, *, unchecked: bool = False) -> AbstractContextManager[Source]:
+    """Open a checkpoint folder or a state dict in a file; an `unchecked` file's checksums are not compared.
 
     Raises:
         CheckpointError: it is neither, or damaged.
@@ -98,7 +100,7 @@ def open_source(path: Path) -> AbstractContextManager[Source]:
         return _checkpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    return nullcontext(_state_dict(path))
+    return nullcontext(_state_dict(path, unchecked=unchecked))
 
 
 @contextmanager
@@ -110,8 +112,8 @@ def _checkpoint(path: Path) -> Iterator[Source]:
         yield Source(checkpoint.manifest.groups, entries)
 
 
-def _state_dict(path: Path) -> Source:
-    loaded = read_state_file(path)
+def _state_dict(path: Path, *, unchecked: bool) -> Source:
+    loaded = read_state_file(path, unchecked=unchecked)
     if not isinstance(loaded["state"], Mapping):
         raise CheckpointError(f"{path}: its 'state' is a {type(loaded['state']).__name__}, not a dict by parameter")
     try:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 
 from pagedopt.checkpoint import manifest as manifests
+from pagedopt.checkpoint.archive import Archive, is_archive, open_archive
 from pagedopt.checkpoint.convert import open_source
 from pagedopt.checkpoint.layout import nbytes_of
 from pagedopt.checkpoint.progress import progress
@@ -42,6 +44,7 @@ class Inspection:
         groups: for each group its hyperparameters, as text, and how many parameters it has.
         kept: by format.
         files: names and bytes.
+        has_checksums: whether there is anything to compare; files of torch's can be without.
         is_verified: whether every checksum was compared.
         damage: what is wrong, one line each; empty: nothing was found.
     """
@@ -55,6 +58,7 @@ class Inspection:
     groups: list[dict[str, str]]
     kept: list[KeptAs]
     files: dict[str, int]
+    has_checksums: bool
     is_verified: bool
     damage: list[str]
 
@@ -70,7 +74,7 @@ def inspect(path: Path, *, verify: bool = True, show_progress: bool | None = Non
     Raises:
         CheckpointError: there is nothing there that can be told about.
     """
-    return _folder(path, verify, show_progress) if path.is_dir() else _file(path)
+    return _folder(path, verify, show_progress) if path.is_dir() else _file(path, verify, show_progress)
 
 
 def _folder(path: Path, verify: bool, show_progress: bool | None) -> Inspection:
@@ -90,6 +94,7 @@ def _folder(path: Path, verify: bool, show_progress: bool | None) -> Inspection:
             [(param.state_format.name.lower(), param.shape, nbytes_of(param)) for param in manifest.params]
         ),
         files={manifests.NAME: (path / manifests.NAME).stat().st_size, **sizes},
+        has_checksums=True,
         is_verified=verify,
         damage=damage,
     )
@@ -115,9 +120,16 @@ def _damage(path: Path, show_progress: bool | None) -> Iterator[str]:
         yield str(error)
 
 
-def _file(path: Path) -> Inspection:
-    with open_source(path) as source:
-        entries = list(source.entries.values())
+def _file(path: Path, verify: bool, show_progress: bool | None) -> Inspection:
+    with _archive(path) as archive:
+        damage = _damage_of_file(path, archive, show_progress) if archive and verify else []
+    try:
+        with open_source(path, unchecked=True) as source:
+            entries = list(source.entries.values())
+    except CheckpointError as error:
+        if not damage:
+            raise
+        raise CheckpointError(damage[0]) from error  # why it cannot be read
     steps = [entry.step for _, entry in entries]
     return Inspection(
         path=str(path),
@@ -129,9 +141,25 @@ def _file(path: Path) -> Inspection:
         groups=_described(source.groups),
         kept=_by_format([(entry.source, shape, 0) for shape, entry in entries]),
         files={path.name: path.stat().st_size},
-        is_verified=False,
-        damage=[],
+        has_checksums=archive is not None,
+        is_verified=archive is not None and verify,
+        damage=damage,
     )
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[Archive | None]:
+    """Open what has checksums to compare, if the file has."""
+    if not path.exists() or not is_archive(path):
+        yield None
+        return
+    with open_archive(path) as archive:
+        yield archive if archive.has_checksums else None
+
+
+def _damage_of_file(path: Path, archive: Archive, show_progress: bool | None) -> list[str]:
+    with progress(f"reading {path}", archive.nbytes, is_shown=show_progress) as advance:
+        return list(archive.damage(advance))
 
 
 def _described(groups: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -159,7 +187,7 @@ def as_json(found: Inspection) -> str:
 
 def as_tables(found: Inspection) -> Group:
     """Return an inspection as text for people."""
-    about = Table(show_header=False, box=None, pad_edge=False)
+    about = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("path", found.path),
         ("kind", found.kind),
@@ -172,7 +200,8 @@ def as_tables(found: Inspection) -> Group:
     ):
         if value is not None:
             about.add_row(name, value)
-    kept = Table("kept as", "parameters", "values", "size", box=None, pad_edge=False)
+    heads = ("kept as", "parameters", "values", "size")
+    kept = Table(*(Column(head, overflow="fold") for head in heads), box=None, pad_edge=False)
     for way in found.kept:
         kept.add_row(way.format, str(way.params), f"{way.values:,}", format_bytes(way.nbytes) if way.nbytes else "")
     groups = [
@@ -191,4 +220,4 @@ def _verdict(found: Inspection) -> list[str]:
         return [f"DAMAGED: {line}" for line in found.damage]
     if found.is_verified:
         return ["whole: every checksum was compared"]
-    return ["sizes and headers fit; checksums were not compared" if found.codec else "no checksums to compare"]
+    return ["sizes and headers fit; checksums were not compared" if found.has_checksums else "no checksums to compare"]

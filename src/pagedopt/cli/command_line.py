@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -40,10 +42,22 @@ for _command in COMMANDS:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that `arguments` (default: those of the process) name, then exit with its code."""
     try:
-        app(arguments, prog_name="pagedopt")
+        with _plain_warnings():
+            app(arguments, prog_name="pagedopt")
     except (PagedOptError, OSError) as error:  # a traceback is for our own bugs
         typer.echo(f"error: {_told(error)}", err=True)
         sys.exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show a warning as one line, without the place in our code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _told(error: Exception) -> str:

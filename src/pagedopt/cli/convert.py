@@ -17,11 +17,14 @@ def convert(
         int, typer.Option(min=0, help="With --bits 8, values below which state is 32-bit.")
     ] = 4096,
     wrapped: Annotated[bool, typer.Option("--wrapped", help="As bitsandbytes 0.49.2 and later write it.")] = False,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Convert a file of torch.save that is damaged or has no checksums.")
+    ] = False,
 ) -> None:
     """Convert optimizer state between pagedopt, torch, bitsandbytes, torchao and flashoptim (the last two: IN only).
 
-    OUT is replaced in one step when all of it is written. Nothing in IN is run. Exits with 1 if IN is damaged or of no
-    known format.
+    IN is read twice: its checksums are compared first. OUT is replaced in one step when all of it is written. Nothing
+    in IN is run. Exits with 1 if IN is damaged, has no checksums that could tell, or is of no known format.
 
     Example: pagedopt convert checkpoints/step-1000 optimizer.pt --to bitsandbytes
     """
@@ -34,5 +37,5 @@ def convert(
         raise typer.BadParameter(f"{bits} is neither 8 nor 32", param_hint="'--bits'")
     if (to == "torch" and bits == 8) or (wrapped and to != "bitsandbytes"):
         raise typer.BadParameter("torch's state is 32-bit, and only bitsandbytes' is wrapped", param_hint="'--to'")
-    count = run(source, target, to, bits=bits, min_8bit_size=min_8bit_size, wrapped=wrapped)
+    count = run(source, target, to, bits=bits, min_8bit_size=min_8bit_size, wrapped=wrapped, unchecked=unchecked)
     typer.echo(f"wrote the state of {count} parameters to {target}")

@@ -23,7 +23,7 @@ from pagedopt.tiers.host import HostTier
 from pagedopt.tiers.slabs import Slabs
 from pagedopt.tiers.split import SplitTier
 from pagedopt.tiers.staged import Ring
-from pagedopt.tiers.streams import InOrder
+from pagedopt.tiers.streams import Ended, InOrder, Mark
 
 
 class EmptyPager(Pager):
@@ -73,7 +73,14 @@ class EmptyPager(Pager):
         slabs = Slabs(page_nbytes, self._host.charge, self._host.refund, allocate=_no_memory)
         pages = ring_pages(self.config, page_nbytes, self._host.known_limit)
         self.disk.rings = [Ring(slabs, pages, page_nbytes), Ring(slabs, pages, page_nbytes)]
-        return SplitTier(HostTier(slabs, InOrder()), self.disk)
+        return SplitTier(HostTier(slabs, _NoCopies()), self.disk)
+
+
+class _NoCopies(InOrder):
+    """Streams on which nothing is copied."""
+
+    def _copy(self, into: Tensor, source: Tensor, after: Sequence[Transfer]) -> Mark:  # noqa: ARG002
+        return _ENDED
 
 
 def _no_memory(nbytes: int) -> Tensor:
@@ -136,3 +143,4 @@ class EmptyDisk:
 
 
 _OVER = EndedTransfer()
+_ENDED = Ended()

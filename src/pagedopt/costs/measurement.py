@@ -2,6 +2,7 @@
 
 disk        a pager sweeps pages that do not fit: written once, then read, then both, with nothing to compute
 update      a resident optimizer steps, once for each format and dtype that is asked for
+overlap     a paged optimizer steps, beside its sweep with nothing to compute and its twin that is resident
 up, down    page-sized copies between pinned RAM and the accelerator
 bookkeeping what is left when there is almost nothing to update: for each page, and for each parameter
 """
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from pagedopt.optim.adamw import AdamW
 from pagedopt.paging.budget import Ledger
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.pager import cpu_pager
+from pagedopt.paging.pager import Pager, cpu_pager
 from pagedopt.paging.sweep import sweep
 from pagedopt.tiers.buffers import new_host_buffer
 
@@ -45,6 +46,11 @@ _UPDATE_NUMEL = {"cpu": 1 << 23}
 _UPDATE_NUMEL_ON_ACCELERATORS = 1 << 26
 _NUM_SMALL = 256
 _PASSES = 3
+
+_OVERLAP_NUMEL = 1 << 24
+_OVERLAP_PAGE_NBYTES = 1 << 20
+_OVERLAP_PASSES = 5
+"""Of a step in which update and disk take about as long, in many pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,12 @@ def measure(setup: Setup, kinds: Iterable[tuple[str, str]], say: Callable[[str],
         say("copies to and from the accelerator")
         nbytes.update(measure_copies(setup))
     values = measure_updates(setup, kinds, say)
+    overlap = None
+    if setup.device.type == "cpu":
+        say("the update and the disk at once")
+        overlap = measure_overlap(setup)
     say("bookkeeping")
-    return Rates(nbytes, values, measure_bookkeeping(setup), describe_machine(setup))
+    return Rates(nbytes, values, measure_bookkeeping(setup), describe_machine(setup), overlap)
 
 
 def rates_here(
@@ -137,7 +147,7 @@ def rates_here(
     """
     wanted = sorted(set(kinds))
     kept = None if again else cached_rates(describe_machine(setup))
-    if kept is None:
+    if kept is None or (kept.overlap is None and setup.device.type == "cpu"):
         rates = measure(setup, wanted, say)
     else:
         missing = [kind for kind in wanted if "/".join(kind) not in kept.values_per_second]
@@ -222,6 +232,26 @@ def measure_update(device: torch.device, state_format: str, dtype: str) -> float
     param.grad = torch.full_like(param, 1e-3)
     with AdamW([param], **_arguments(StateFormat[state_format.upper()])) as optimizer:
         return numel / _best(lambda: _step(optimizer, device), warm_up=2)
+
+
+def measure_overlap(setup: Setup) -> float:
+    """Return how much of the shorter of update and disk the longer one hides, from 0 to 1.
+
+    Of a step of 8-bit state, all of which moves: by turns what it takes, and what either takes alone.
+    """
+    config = _config_that_pages(replace(setup, page_nbytes=min(setup.page_nbytes, _OVERLAP_PAGE_NBYTES)))
+    param, twin = (Parameter(torch.zeros(_OVERLAP_NUMEL >> 10, 1 << 10, dtype=torch.bfloat16)) for _ in range(2))
+    param.grad = twin.grad = torch.full_like(param, 1e-3)
+    pager = Pager(**asdict(config))  # shared with nobody, so its pages are numbered from 0 on
+    with AdamW([param], optim_bits=8, is_paged=True, pager=pager) as paged, AdamW([twin], optim_bits=8) as resident:
+        paged.step()
+        on_cpu = pager.on(setup.device)
+        pages = range(on_cpu.memory.num_pages)
+        runs = (paged.step, lambda: _pass(on_cpu, pages, dirty=True), resident.step)
+        rounds = [[_seconds(run) for run in runs] for _ in range(1 + _OVERLAP_PASSES)][1:]
+    both, disk, update = (float(statistics.median(column)) for column in zip(*rounds, strict=True))
+    hidden = max(disk, update) + min(disk, update) - both
+    return min(max(hidden / min(disk, update), 0.0), 1.0)
 
 
 def _arguments(state_format: StateFormat) -> dict[str, Any]:

@@ -5,12 +5,16 @@ takes as long as its slowest stage, and once more what the other stages take for
 
     seconds = max(terms) + (sum(terms) - max(terms)) / pages that move
 
+On a CPU one thing more takes time: update and disk want the same processors and the same memory, and the longer of
+the two hides only a part of the shorter, which was measured. What it does not hide is the last term, and is added.
+
 | term        | bytes or values                                | rate                                        |
 |-------------|------------------------------------------------|---------------------------------------------|
 | compute     | values; and for each page, each parameter      | `values_per_second`, `seconds`              |
 | disk        | read and written                               | `disk_both`; one way: that way's            |
 | host memory | read and written, as each passes through RAM   | `host`                                      |
 | device copy | to an accelerator and from it, at the same time | the slower of `up` and `down`              |
+| sharing     | seconds: the lesser of compute and disk        | what is left of 1 beside `overlap`          |
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from dataclasses import dataclass
 from pagedopt.costs.rates import Rates
 from pagedopt.costs.rehearsal import Account
 
-COMPUTE, DISK, HOST, DEVICE = "compute", "disk", "host memory", "device copy"
+COMPUTE, DISK, HOST, DEVICE, SHARING = "compute", "disk", "host memory", "device copy", "sharing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Prediction:
 
     Attributes:
         seconds: of the whole step.
-        terms: seconds that each would take alone.
+        terms: seconds that each would take alone; of sharing, those that it adds.
         binds: the term that the others wait for: the largest.
     """
 
@@ -104,7 +108,11 @@ def predict(account: Account, rates: Rates, traffic: Traffic, *, num_params: int
         )
     binds = max(terms, key=lambda name: terms[name])
     others = sum(terms.values()) - terms[binds]
-    return Prediction(terms[binds] + others / max(pages, 1.0), terms, binds)
+    seconds = terms[binds] + others / max(pages, 1.0)
+    if DISK in terms and not on_accelerator and rates.overlap is not None:
+        terms[SHARING] = min(terms[COMPUTE], terms[DISK]) * (1 - rates.overlap)
+        seconds += terms[SHARING]
+    return Prediction(seconds, terms, binds)
 
 
 def _compute(account: Account, rates: Rates, num_params: int, pages: float) -> float:

@@ -4,10 +4,12 @@
      "machine": {"processor": ..., "torch": ..., "backend": ..., "page": ...},       what they are rates of
      "bytes_per_second": {"host": ..., "disk_read": ..., "disk_write": ..., "disk_both": ..., "up": ..., "down": ...},
      "values_per_second": {"blockwise8/bfloat16": ...},                             format / parameters' dtype
-     "seconds": {"page": ..., "parameter": ...}}                                    of bookkeeping, for each in a step
+     "seconds": {"page": ..., "parameter": ...},                                    of bookkeeping, for each in a step
+     "overlap": 0.5}                                                                of a CPU's update and the disk
 
 `host` is a copy in RAM, counted once. `disk_both` counts both ways of pages read and written at once, as a paged step
-does. `up` and `down` are copies to and from an accelerator; a machine that has none has no such rates.
+does. `up` and `down` are copies to and from an accelerator; a machine that has none has no such rates. `overlap` says
+how much of the shorter of update and disk the longer one hides: on a CPU both want the same processors and memory.
 """
 
 from __future__ import annotations
@@ -45,12 +47,14 @@ class Rates:
         values_per_second: by format of the state and dtype of the parameters, such as `"blockwise8/bfloat16"`.
         seconds: of bookkeeping in a step, for each `page` and each `parameter`.
         machine: what they were measured on; nothing of it is used but to show it and to tell machines apart.
+        overlap: of the shorter of update and disk, the share that the longer one hides, from 0 to 1; None: not known.
     """
 
     bytes_per_second: Mapping[str, float]
     values_per_second: Mapping[str, float]
     seconds: Mapping[str, float]
     machine: Mapping[str, str] = field(default_factory=dict)
+    overlap: float | None = None
 
     def of_bytes(self, name: str) -> float:
         """Return bytes per second.
@@ -79,6 +83,7 @@ class Rates:
             {**self.values_per_second, **other.values_per_second},
             {**self.seconds, **other.seconds},
             other.machine or self.machine,
+            self.overlap if other.overlap is None else other.overlap,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +94,7 @@ class Rates:
             "bytes_per_second": dict(self.bytes_per_second),
             "values_per_second": dict(self.values_per_second),
             "seconds": dict(self.seconds),
+            **({} if self.overlap is None else {"overlap": self.overlap}),
         }
 
 
@@ -121,7 +127,16 @@ def read_rates(path: str | os.PathLike[str]) -> Rates:
         _checked(content, "values_per_second", name, None),
         _checked(content, "seconds", name, _SECONDS),
         {str(key): str(value) for key, value in machine.items()} if isinstance(machine, dict) else {},
+        _checked_overlap(content.get("overlap"), name),
     )
+
+
+def _checked_overlap(overlap: object, name: str) -> float | None:
+    if overlap is None:
+        return None
+    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
+        raise RatesError(f"{name!r} must have a number from 0 to 1 as 'overlap', it has {overlap!r}")
+    return float(overlap)
 
 
 def _checked(content: Mapping[str, Any], kind: str, name: str, known: tuple[str, ...] | None) -> dict[str, float]:

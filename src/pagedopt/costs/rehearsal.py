@@ -151,7 +151,7 @@ def rehearse(
         )
         phases = [_step(pager, plan) for _ in range(STEADY_STEP)]
         memory, paging = optimizer.memory_stats(), optimizer.paging_stats()
-        save = _save(pager, store, records)
+        save = _save(pager, records)
     account = Account(
         page_nbytes=pager.the_one.page_nbytes,
         num_pages=memory.pages,
@@ -196,12 +196,11 @@ def _step(pager: EmptyPager, plan: Plan) -> Phase:
     return _phase(pager)
 
 
-def _save(pager: EmptyPager, store: Store, records: Sequence[Record]) -> Phase:
+def _save(pager: EmptyPager, records: Sequence[Record]) -> Phase:
     """Move the pages as `checkpoint.saving` does: by parameter."""
     pager.the_one.reset_stats()
     for record in records:
-        with closing(store.segments(record, dirty=False)) as segments:
-            _exhaust(segments)
+        _visit(record, dirty=False)
     return _phase(pager)
 
 
@@ -210,12 +209,16 @@ def _load(config: PagingConfig, device: torch.device, params: Sequence[Tensor], 
     pager = EmptyPager(config, device)
     store = Store(pager)
     for param, like in zip(params, records, strict=True):
-        record = store.place(param, like.state_format, part=like.part, device=like.device)
-        with closing(store.segments(record, dirty=True)) as segments:
-            _exhaust(segments)
+        _visit(store.place(param, like.state_format, part=like.part, device=like.device), dirty=True)
     phase = _phase(pager)
     store.clear()
     return phase
+
+
+def _visit(record: Record, *, dirty: bool) -> None:
+    """Move the pages as `Store.segments` does, of which nothing is read or written here."""
+    with closing(sweep(record.pager, [page for page, _ in record.segments], dirty=dirty)) as pages:
+        _exhaust(pages)
 
 
 def _exhaust(pages: Iterator[object]) -> None:

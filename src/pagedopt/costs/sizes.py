@@ -3,10 +3,10 @@
 | given                              | read                                                            |
 |------------------------------------|-----------------------------------------------------------------|
 | a `torch.nn.Module`                | its parameters that require gradients (meta tensors will do)    |
-| parameters, or groups of them      | theirs; options of a group such as `optim_bits` hold            |
+| parameters, groups, an optimizer   | theirs; options of a group such as `optim_bits` hold            |
 | a folder                           | its safetensors files, else its `config.json`                   |
 | `*.safetensors`, or an index       | the headers                                                     |
-| `config.json`, or what is in one   | the shapes its family has (`costs.families`)                    |
+| `config.json`, or what is in one   | the shapes of its family, else of what transformers makes of it |
 | a number, or text such as `"7B"`   | as many values, as if they were one vector                      |
 """
 
@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from pagedopt.costs.families import weights_of_config
+from pagedopt.costs.families import is_known, weights_of_config
+from pagedopt.costs.meta_model import model_of_config
 from pagedopt.costs.weights import SizesError, Weight
 from pagedopt.optim.overrides import GlobalOptimManager
 from pagedopt.units import parse_count
@@ -29,6 +30,7 @@ from pagedopt.units import parse_count
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MAX_HEADER_NBYTES = 100_000_000
 _INDEX = "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
 
 
 def weights_of(source: Any, dtype: torch.dtype | None = None) -> tuple[Weight, ...]:
@@ -58,14 +60,16 @@ def _found(source: Any) -> Iterable[Weight]:
         return _of_module(source)
     if isinstance(source, bool):
         raise TypeError(f"a model or its sizes must be given, got {source!r}")
-    if isinstance(source, int):
-        return _of_count(str(source))
+    if isinstance(source, int) or (isinstance(source, float) and source.is_integer()):
+        return _of_count(str(int(source)))
+    if isinstance(source, torch.optim.Optimizer):
+        return _of_parameters(source.param_groups)
     if isinstance(source, (str, os.PathLike)):
         return _of_text(os.fspath(source))
     if isinstance(source, Mapping):
-        return weights_of_config(source, "the config")
+        return _of_config(source, "the config")
     if hasattr(source, "to_dict") and hasattr(source, "model_type"):  # a transformers config
-        return weights_of_config(source.to_dict(), "the config")
+        return _of_config(source.to_dict(), "the config")
     if isinstance(source, Iterable):
         return _of_parameters(source)
     raise TypeError(f"a model or its sizes must be given, got {type(source).__name__}")
@@ -75,10 +79,11 @@ def _found(source: Any) -> Iterable[Weight]:
 
 
 def _of_module(model: nn.Module) -> Iterator[Weight]:
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linears = {
         id(module.weight): (module.in_features, module.out_features)
         for module in model.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and id(module.weight) not in tables  # an output head may be the embedding
     }
     overrides = _overrides()
     for name, param in model.named_parameters():
@@ -118,6 +123,17 @@ def _of_parameter(
     return Weight(name, tuple(local.shape), param.dtype, kept, linear)
 
 
+# -- a config ---------------------------------------------------------------------------------------------------------
+
+
+def _of_config(config: Mapping[str, Any], name: str) -> Iterable[Weight]:
+    if not isinstance(config.get("model_type"), str):
+        raise SizesError(
+            f"{name} has no 'model_type', so it is no config of a model; give a safetensors file, or its size"
+        )
+    return weights_of_config(config, name) if is_known(config) else _of_module(model_of_config(config, name))
+
+
 # -- a number ---------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +151,8 @@ def _of_text(text: str) -> Iterable[Weight]:
             return tuple(_of_count(text))
         except ValueError:
             raise SizesError(
-                f"there is no file or folder {text!r}, and it is no number of parameters such as 7B"
+                f"there is no file or folder {text!r}, and it is no number of parameters such as 7B; of a model on a "
+                "hub, download the config.json"
             ) from None
     return _of_path(path)
 
@@ -150,14 +167,28 @@ def _of_path(path: Path) -> Iterable[Weight]:
     content = _json(path)
     if "weight_map" in content:
         return _of_safetensors(_shards(path, content))
-    return weights_of_config(content, repr(str(path)))
+    return _of_config(content, repr(str(path)))
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in (_INDEX, "model.safetensors", "config.json"):
-        if (folder / name).is_file():
-            return folder / name
-    raise SizesError(f"{str(folder)!r} has no {_INDEX}, model.safetensors or config.json")
+    """Return what says the sizes; a clone without its large files has the config.json."""
+    found = [folder / name for name in (_INDEX, "model.safetensors", "config.json") if (folder / name).is_file()]
+    if not found:
+        raise SizesError(f"{str(folder)!r} has no {_INDEX}, model.safetensors or config.json")
+    return next((path for path in found if _is_whole(path)), found[0])
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether what `path` needs is there: the files that an index names, and no pointers in their place."""
+    if path.name == "config.json":
+        return True
+    needed = _shards_of(path, _json(path)) if path.name == _INDEX else [path]
+    return all(each.is_file() and not _is_pointer(each) for each in needed)
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -172,9 +203,16 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _shards_of(index: Path, content: Mapping[str, Any]) -> list[Path]:
+    """Return the files that an index names."""
+    names = content.get("weight_map")
+    if not isinstance(names, Mapping):
+        raise SizesError(f"{str(index)!r} is no index of safetensors: it has no 'weight_map'")
+    return [index.parent / Path(name).name for name in dict.fromkeys(map(str, names.values()))]
+
+
 def _shards(index: Path, content: Mapping[str, Any]) -> list[Path]:
-    names = dict.fromkeys(str(name) for name in content["weight_map"].values())
-    shards = [index.parent / Path(name).name for name in names]
+    shards = _shards_of(index, content)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise SizesError(
@@ -217,7 +255,10 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _header_bytes(file: BinaryIO) -> bytes:
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    if start == _POINTER[:8]:
+        raise ValueError("it is a pointer of git-lfs, which stands for the file; give the config.json instead")
+    length = int.from_bytes(start, "little")
     if not 0 < length <= _MAX_HEADER_NBYTES:
         raise ValueError(f"its header would be {length} bytes long")
     header = file.read(length)

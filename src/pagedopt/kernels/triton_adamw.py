@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,8 +43,8 @@ IS_INTERPRETED = not isinstance(update_page, triton.JITFunction)
 
 _ELEMENT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-_EXACT = {"num_warps": 4, "enable_fp_fusion": False}
-"""Launch options: products and sums stay apart, each rounded, as in `kernels.reference`."""
+_THREADS = 256
+"""Of a program: a row of 256 values lies in one warp of 32, so its largest is found without shared memory."""
 
 
 class TritonKernel:
@@ -77,12 +79,10 @@ class TritonKernel:
                     PAIR=pair,
                     BLOCKS=TILE_BLOCKS,
                     BY_HAND=IS_INTERPRETED,
-                    **_EXACT,
+                    **_options(),
                 )
             if page.is_tensorwise:
-                store_absmax[(page.num_segments,)](
-                    page.segments, step.operands, codec, operands.absmax, frame, **_EXACT
-                )
+                store_absmax[(page.num_segments,)](page.segments, step.operands, operands.absmax, frame, **_options())
 
     def measure(self, segments: Tensor, frame: Tensor, operands: Operands) -> None:
         device = frame.device
@@ -92,6 +92,7 @@ class TritonKernel:
             return
         with _current(device):
             for pair in step.live_pairs_of(page):
+                param, grad = dtypes_of(pair)
                 measure_page[(page.num_tiles,)](
                     page.tiles,
                     page.segments,
@@ -100,10 +101,11 @@ class TritonKernel:
                     codec_table(device),
                     operands.absmax,
                     frame,
-                    GRAD=_ELEMENT[dtypes_of(pair)[1]],
+                    PARAM=_ELEMENT[param],
+                    GRAD=_ELEMENT[grad],
                     PAIR=pair,
                     BLOCKS=TILE_BLOCKS,
-                    **_EXACT,
+                    **_options(),
                 )
 
     def squared_norm(self, grad: Tensor) -> Tensor:
@@ -126,14 +128,24 @@ class TritonKernel:
         return step
 
 
+def options_for(warp_size: int) -> dict[str, Any]:
+    """Return the launch options on a device: products and sums stay apart, each rounded, as in `kernels.reference`."""
+    return {"num_warps": _THREADS // warp_size, "enable_fp_fusion": False}
+
+
+@lru_cache
+def _options() -> dict[str, Any]:
+    return options_for(32 if IS_INTERPRETED else triton.runtime.driver.active.get_current_target().warp_size)
+
+
 def _sum_of_squares(run: Tensor) -> Tensor:
     """Return the sum of squares of a flat contiguous tensor as a 0-d float64 tensor."""
     num_chunks = -(-run.numel() // norm.CHUNK)
     size = 1 << (num_chunks - 1).bit_length()
     sums = torch.zeros(size, dtype=torch.float64, device=run.device)
-    sum_chunk[(num_chunks,)](run, sums, run.numel(), DTYPE=_ELEMENT[run.dtype], **_EXACT)
+    sum_chunk[(num_chunks,)](run, sums, run.numel(), DTYPE=_ELEMENT[run.dtype], **_options())
     if size > 1:
-        fold_sums[(1,)](sums, size, **_EXACT)
+        fold_sums[(1,)](sums, size, **_options())
     return sums[0]
 
 

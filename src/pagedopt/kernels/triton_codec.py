@@ -1,12 +1,11 @@
 """The 8-bit codecs on the GPU: the float32 operations of `codecs.blockwise`, in its order, hence its bits.
 
-What `codecs` defines comes in one table per device, so that nothing of it is compiled in:
+What `codecs` defines comes in one table per device, but for four numbers:
 
 byte 0       256 float32   value of each signed code, in the order of the code read as an unsigned byte
      1024    256 float32   value of each unsigned code
      2048   2048 int32     signed encoder, a word a cell, from that of SMALLEST = 2^-22 on
     10240   4096 int32     unsigned encoder, the same
-    26624      4 float32   FLOOR, MIN_ROOT, MAX_ROOT, SMALLEST
 
 To encode takes one look-up and one sum. Floats whose bits are equal but for the last SHIFT are a cell, and cells are so
 narrow that inside of each the code rises at most once, by one. The word of a cell is made so that
@@ -32,6 +31,13 @@ _FIRST_EXPONENT, _NUM_EXPONENTS = 127 - 22, 22
 rounding.
 """
 
+assert (SMALLEST, FLOOR, MIN_ROOT, MAX_ROOT) == (
+    2.384185791015625e-07,
+    7.888609052210118e-31,
+    3.743392130574644e-23,
+    2e19,
+), "the kernels have these numbers"
+
 _SHIFT = {True: 17, False: 16}
 _NUM_WORDS = {True: 2048, False: 4096}
 """By whether codes are signed."""
@@ -45,7 +51,6 @@ def codec_table(device: torch.device) -> Tensor:
         values_by_code(signed=False),
         _words_by_cell(signed=True),
         _words_by_cell(signed=False),
-        torch.tensor([FLOOR, MIN_ROOT, MAX_ROOT, SMALLEST], dtype=torch.float32, device="cpu"),
     ]
     return torch.cat([array.view(torch.uint8) for array in arrays]).to(device)
 
@@ -76,22 +81,15 @@ def _codes_of_bits(bits: Tensor, *, signed: bool) -> Tensor:
 
 
 @triton.jit
-def load_constants(table):
-    """Return FLOOR, MIN_ROOT and MAX_ROOT."""
-    constants = (table + 26624).to(tl.pointer_type(tl.float32))
-    return tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
-
-
-@triton.jit
 def decode(table, codes, absmax, SIGNED: tl.constexpr, STAGED: tl.constexpr):
-    """Return the float32 values of uint8 `codes` [blocks, 256] in blocks of `absmax` (broadcast to them)."""
+    """Return the float32 values of `codes` (int32) [blocks, 256] in blocks of `absmax` (broadcast to them)."""
     values = (table if SIGNED else table + 1024).to(tl.pointer_type(tl.float32))
-    return _look_up(values, codes.to(tl.int32), 256, STAGED) * absmax
+    return _look_up(values, codes, 256, STAGED) * absmax
 
 
 @triton.jit
 def encode(table, values, inverse, SIGNED: tl.constexpr, STAGED: tl.constexpr):
-    """Return the uint8 codes of finite `values` [blocks, 256] that are not zero.
+    """Return the codes (int32, 0..255) of finite `values` [blocks, 256] that are not zero.
 
     Args:
         table: see `codec_table`.
@@ -100,16 +98,15 @@ def encode(table, values, inverse, SIGNED: tl.constexpr, STAGED: tl.constexpr):
         SIGNED: whether values have signs.
         STAGED: whether look-ups go through shared memory.
     """
-    smallest = tl.load((table + 26624).to(tl.pointer_type(tl.float32)) + 3)
-    bits = tl.maximum(tl.abs(values) * inverse, smallest).to(tl.int32, bitcast=True)
+    bits = tl.maximum(tl.abs(values) * inverse, 2.384185791015625e-07).to(tl.int32, bitcast=True)
     if SIGNED:
         words = (table + 2048).to(tl.pointer_type(tl.int32))
         code = (_look_up(words, (bits >> 17) - (105 << 6), 2048, STAGED) + bits) >> 17
-        code = tl.where(values < 0, -tl.minimum(code, 127), code)
+        code = tl.where(values < 0, 256 - tl.minimum(code, 127), code)
     else:
         words = (table + 10240).to(tl.pointer_type(tl.int32))
         code = (_look_up(words, (bits >> 16) - (105 << 7), 4096, STAGED) + bits) >> 16
-    return code.to(tl.uint8)
+    return code
 
 
 @triton.jit
@@ -122,8 +119,11 @@ def inverted(absmax):
 def _look_up(array, index, SIZE: tl.constexpr, STAGED: tl.constexpr):
     """Return `array[index]` for an `index` of two dimensions."""
     if STAGED:
-        staged = tl.load(tl.multiple_of(array, 16) + tl.arange(0, SIZE))
-        flat = tl.gather(staged, tl.reshape(index, [index.shape[0] * index.shape[1]]), 0)
+        flat = tl.gather(
+            tl.load(tl.multiple_of(array + tl.arange(0, SIZE), [16])),
+            tl.reshape(index, [index.shape[0] * index.shape[1]]),
+            0,
+        )
         found = tl.reshape(flat, [index.shape[0], index.shape[1]])
     else:
         found = tl.load(array + tl.minimum(index, SIZE - 1))
@@ -131,42 +131,36 @@ def _look_up(array, index, SIZE: tl.constexpr, STAGED: tl.constexpr):
 
 
 @triton.jit
-def keepable(m, root, min_root, max_root):
+def keepable(m, root, mask):
     """Return both moments as `codecs.blockwise.keepable` does, the largest size of each block, and whether there may
     be zeros.
 
     The bits of a size order as it does, infinity above every number and NaN above that. So the least and the largest of
-    a tile tell whether it has any of these, or a zero. It hardly ever does, and then is spared the rest.
+    a tile tell whether it has any of these, or a zero where `mask` says that there is a value. It hardly ever does, and
+    then is spared the rest.
     """
-    m_bits, root_bits = _largest_bits(m), _largest_bits(root)
-    least = tl.min(tl.minimum(tl.abs(m), root), 1)
-    is_special = tl.max(((tl.maximum(m_bits, root_bits) >= 0x7F800000) | (least == 0)).to(tl.int32), 0) > 0
+    m_size, root_size = _bits_of_size(m), root.to(tl.int32, bitcast=True)
+    m_bits, root_bits = tl.max(m_size, 1), tl.max(root_size, 1)
+    least = tl.min(tl.where(mask, tl.minimum(m_size, root_size), 1), 1)
+    is_special = tl.max(((tl.maximum(m_bits, root_bits) >= 0x7F800000) | (least <= 0)).to(tl.int32), 0) > 0
 
     if is_special:
-        root = tl.where((m != 0) & (root == 0), min_root, root)
+        root = tl.where((m != 0) & (root == 0), 3.743392130574644e-23, root)
         finite = tl.abs(m) < float("inf")
         m = tl.where(finite & (root < float("inf")), m, 0.0)
         root = tl.where(root != root, 0.0, root)
-        root = tl.where(finite, tl.minimum(root, max_root), 0.0)
-        m_bits, root_bits = _largest_bits(m), _largest_bits(root)
+        root = tl.where(finite, tl.minimum(root, 2e19), 0.0)
+        m_bits, root_bits = tl.max(_bits_of_size(m), 1), tl.max(_bits_of_size(root), 1)
 
     return m, root, m_bits.to(tl.float32, bitcast=True), root_bits.to(tl.float32, bitcast=True), is_special
 
 
 @triton.jit
-def _largest_bits(values):
-    return tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+def _bits_of_size(values):
+    return values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
-def without_zeros(codes, values, is_special):
-    """Return codes with that of zero where `values` are."""
-    if is_special:
-        codes = tl.where(values == 0, 0, codes.to(tl.int32)).to(tl.uint8)
-    return codes
-
-
-@triton.jit
-def floored(absmax, floor):
-    """Return the absmax to store: zero where it is zero, else at least `floor`."""
-    return tl.where(absmax > 0, tl.maximum(absmax, floor), 0.0)
+def floored(absmax):
+    """Return the absmax to store: zero where it is zero, else at least FLOOR."""
+    return tl.where(absmax > 0, tl.maximum(absmax, 7.888609052210118e-31), 0.0)

@@ -22,7 +22,10 @@ scalars       float32 [num_rows, 10]     as in `args.Scalar`
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -30,8 +33,10 @@ from torch import Tensor
 from pagedopt.codecs.base import BLOCK, StateFormat
 from pagedopt.kernels.args import Column, Operands, Scalar
 
-TILE_BLOCKS = 4
-"""Blocks of a tile. 1024 values on 4 warps take at most 96 registers a thread, so an SM works at five tiles at once."""
+TILE_BLOCKS = 16
+"""Blocks of a tile: many values share the tables that 8 bits need in shared memory, and still 256 threads take no more
+than 128 registers each, so an SM works at two tiles at once.
+"""
 
 ENDLESS = 1 << 30
 """Blocks: more than any segment has, few enough for 32 bits."""
@@ -52,6 +57,8 @@ class PageTables:
         formats: bit f is set where a segment has format f.
         residents: the operands that have a segment in the page.
         stream: the stream whose memory this is.
+        num_tiles, num_segments: of the page: asked for at every launch, when asking a tensor takes a microsecond.
+        is_tensorwise: whether any segment is.
     """
 
     tiles: Tensor
@@ -59,19 +66,9 @@ class PageTables:
     formats: int
     residents: frozenset[int]
     stream: torch.Stream | None
-
-    @property
-    def num_tiles(self) -> int:
-        return len(self.tiles)
-
-    @property
-    def num_segments(self) -> int:
-        return len(self.segments)
-
-    @property
-    def is_tensorwise(self) -> bool:
-        """Whether any segment is."""
-        return bool(self.formats >> StateFormat.TENSORWISE8 & 1)
+    num_tiles: int
+    num_segments: int
+    is_tensorwise: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +98,16 @@ def page_tables(segments: Tensor, device: torch.device) -> PageTables:
     rows, num_tiles = _segment_rows(segments)
     tiles = torch.arange(len(rows), dtype=torch.int32, device="cpu").repeat_interleave(num_tiles)
     device_rows, device_tiles = _upload(device, rows, tiles)
+    formats = sum(1 << state_format for state_format in set(segments[:, Column.FORMAT].tolist()))
     return PageTables(
         device_tiles,
         device_rows,
-        sum(1 << state_format for state_format in set(segments[:, Column.FORMAT].tolist())),
+        formats,
         frozenset(segments[:, Column.OPERAND].tolist()),
         _current_stream(device),
+        num_tiles=len(tiles),
+        num_segments=len(rows),
+        is_tensorwise=bool(formats >> StateFormat.TENSORWISE8 & 1),
     )
 
 
@@ -138,19 +139,42 @@ def _ceil_div(dividend: Tensor, divisor: int) -> Tensor:
 
 def step_tables(operands: Operands, device: torch.device) -> StepTables:
     """Return the tables of a step's operands, on the current stream of `device`."""
-    pairs = [
-        NO_GRAD if grad is None else _NUMBER[param.dtype] * len(DTYPES) + _NUMBER[grad.dtype]
-        for param, grad in zip(operands.params, operands.grads, strict=True)
-    ]
     columns = [
-        [param.data_ptr() for param in operands.params],
-        [0 if grad is None else grad.data_ptr() for grad in operands.grads],
+        list(map(Tensor.data_ptr, operands.params)),
+        _addresses(operands.grads),
         list(operands.scalar_rows),
-        pairs,
+        pairs := _pairs(operands.params, operands.grads),
     ]
-    table = torch.tensor(columns, dtype=torch.int64, device="cpu").T.contiguous()
+    cells = array("q", bytes(8 * len(columns) * len(pairs)))
+    for number, column in enumerate(columns):
+        cells[number :: len(columns)] = array("q", column)
+    table = torch.frombuffer(cells, dtype=torch.int64) if pairs else torch.zeros(0, dtype=torch.int64, device="cpu")
     device_table, scalars = _upload(device, table, operands.scalars)
-    return StepTables(device_table, scalars, pairs, frozenset(pairs) - {NO_GRAD}, _current_stream(device))
+    live_pairs = frozenset(pairs) - {NO_GRAD}
+    return StepTables(device_table.view(-1, len(columns)), scalars, pairs, live_pairs, _current_stream(device))
+
+
+_DTYPE = attrgetter("dtype")
+
+
+def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
+    return [0 if grad is None else grad.data_ptr() for grad in grads]
+
+
+def _pairs(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[int]:
+    """Return the number of the pair of dtypes of each operand, or NO_GRAD."""
+    given = [grad for grad in grads if grad is not None]
+    if len(given) == len(grads):
+        param_dtypes, grad_dtypes = set(map(_DTYPE, params)), set(map(_DTYPE, given))
+        if len(param_dtypes) == len(grad_dtypes) == 1:  # the usual step, told without Python between tensors
+            return [_number(*param_dtypes, *grad_dtypes)] * len(params)
+    return [
+        NO_GRAD if grad is None else _number(param.dtype, grad.dtype) for param, grad in zip(params, grads, strict=True)
+    ]
+
+
+def _number(param: torch.dtype, grad: torch.dtype) -> int:
+    return _NUMBER[param] * len(DTYPES) + _NUMBER[grad]
 
 
 def dtypes_of(pair: int) -> tuple[torch.dtype, torch.dtype]:

@@ -1,6 +1,6 @@
 """From what pagers tell to the events of a trace: tracks, slices, flows and counters. Knows no file and no pager.
 
-    a thread that steps     step ─┬─ wait    a pin (or a flush) had to wait for a transfer
+    a thread that steps     step ─┬─ wait    a pin (or a flush) had to wait for a transfer or a frame
                                   └─ update  a page, from its pin to its unpin
     an I/O thread           read, write      the bytes of a page, as they moved
     instants                fault, prefetch, resident, away, evict, drop, gone, and what did not end well

@@ -29,7 +29,7 @@ from pagedopt.optim.parameters import Parameters
 from pagedopt.optim.parts import local_tensor
 from pagedopt.optim.placement import Placement
 from pagedopt.optim.plan import Plan
-from pagedopt.optim.reports import report_layout, report_step
+from pagedopt.optim.reports import Reports
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
 from pagedopt.optim.step import Step
@@ -69,7 +69,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         self._step_stats = PagingStats()
         self._stats_since_step = PagingStats()
         self._is_stepping = False
-        self._reported_version = 0
+        self._reports = Reports(self._store)
 
     # -- step ---------------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,9 @@ class PagedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: a gradient that cannot be stepped; nothing was changed.
             StateLostError: state was lost, or this step was interrupted between pages; reload model and state.
+            RuntimeError: a CUDA graph is being captured.
         """
+        _refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -107,7 +109,8 @@ class PagedOptimizer(torch.optim.Optimizer):
             self._run(
                 [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
             )
-            self._report()
+            self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
+            self._reports.end_step()
         return loss
 
     def step_param(self, param: Tensor | str, grad: Tensor | None = None) -> None:
@@ -119,8 +122,14 @@ class PagedOptimizer(torch.optim.Optimizer):
             KeyError: no parameter of this name or no parameter of this optimizer.
             TypeError, ValueError: a gradient that cannot be stepped, or none; nothing was changed.
         """
+        _refuse_capture()
         with self._store.lock, torch.no_grad():
-            self._begin()
+            if isinstance(param, Tensor) and self._parameters.is_fresh_for(param, self.param_groups):
+                self._check_usable()
+                self._store.settle()
+                self._placement.take_in()
+            else:
+                self._begin()
             target = self._parameters.named(param) if isinstance(param, str) else param
             if target not in self._parameters:
                 raise KeyError("this tensor is no parameter of this optimizer")
@@ -128,8 +137,14 @@ class PagedOptimizer(torch.optim.Optimizer):
             if grad is None:
                 raise ValueError(f"{self._name_of(target)} has no gradient; pass grad=")
             check_gradients([target], [grad], self._name_of)
+            self._reports.begin_param(target)
             self._placement.place_missing([target], [grad])
-            self._run([Step(plan, [grad], *self._step_tools(plan)) for plan in self._parameters.plans_of(target)])
+            self._run(
+                [
+                    Step(plan, [grad], *self._step_tools(plan), is_part=True)
+                    for plan in self._parameters.plans_of(target)
+                ]
+            )
 
     def fetch_ahead(self) -> None:
         """Begin to read the pages that the next step needs first, where there are frames for them: a hint.
@@ -171,18 +186,12 @@ class PagedOptimizer(torch.optim.Optimizer):
             raise
         finally:
             self._is_stepping = False
-        self._stats_since_step += paging_stats(self._store) - before
+        done = paging_stats(self._store) - before
+        self._stats_since_step += done
+        self._reports.add(done)
         self._store.refresh()
         for step in steps:
             step.end()
-
-    def _report(self) -> None:
-        """Keep and log what the step did and, where it changed, log how the state is laid out."""
-        self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
-        if self._reported_version != self._store.version:
-            self._reported_version = self._store.version
-            report_layout(self._store)
-        report_step(self._step_stats)
 
     def _is_state_making_step(self, grads: Sequence[Tensor | None]) -> bool:
         """Return whether this is torch.distributed's way to make state: a first step with lr 0 and only zero gradients.
@@ -209,7 +218,7 @@ class PagedOptimizer(torch.optim.Optimizer):
             if bits == 8 and checked.get("amsgrad", self.defaults["amsgrad"]):
                 raise ValueError("amsgrad=True needs 32-bit state; set amsgrad=False or optim_bits=32")
             param_group = {**param_group, **checked}
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
         try:
             for device in {param.device for param in self.param_groups[-1]["params"]}:
                 self._store.pager.config.check_budget(device)
@@ -466,6 +475,7 @@ class PagedOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Give all pages, files and threads back; the optimizer cannot step any more. May be called again."""
         with self._store.lock:
+            self._reports.close()
             self._state_map.clear()
             self._is_closed = True
 
@@ -476,6 +486,21 @@ class PagedOptimizer(torch.optim.Optimizer):
         self.close()
 
 
+# Torch's own, without what keeps the compiler away from it: that imports the compiler, two seconds for a constructor.
+_add_param_group: Callable[[torch.optim.Optimizer, dict[str, Any]], None] = getattr(
+    torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
+)
+
+
 def _first(result: _T | None, otherwise: _T) -> _T:
     """Return what a hook returned, or what it was given and may have changed in place."""
     return otherwise if result is None else result
+
+
+def _refuse_capture() -> None:
+    """Raise if what the current stream is given is recorded and not done: every step has numbers of its own."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "a CUDA graph cannot capture an optimizer whose pages move and whose step counts on the host; "
+            "capture forward and backward, and call step() after the replay"
+        )

@@ -64,6 +64,8 @@ class StepCounters:
 
     def values(self, slots: Slots) -> list[float]:
         """Return the counters at `slots`."""
+        if len(slots.order) == 1:
+            return [self.view(slots.order[0]).item()]
         if len(slots.inside) == 1:
             chunk, inside = next(iter(slots.inside.items()))
             return self._chunks[chunk][inside].tolist()
@@ -72,6 +74,9 @@ class StepCounters:
 
     def add_one(self, slots: Slots) -> None:
         """Add one to the counters at `slots`."""
+        if len(slots.order) == 1:
+            self.view(slots.order[0]).add_(1)
+            return
         for chunk, inside in slots.inside.items():
             self._chunks[chunk][inside] += 1
 

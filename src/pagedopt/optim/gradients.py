@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,18 +19,29 @@ def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None], na
         TypeError: a sparse or complex gradient, or an element type other than float32, bfloat16 and float16.
         ValueError: a gradient of another shape or on another device than its parameter.
     """
-    for param, grad in zip(params, grads, strict=True):
-        if grad is None:
-            continue
-        if (
-            grad.dtype in FLOATS
-            and param.dtype in FLOATS
-            and grad.layout is torch.strided
-            and grad.device == param.device
-            and grad.shape == param.shape
-        ):
-            continue
-        _refuse(param, grad, name_of(param))
+    given = [grad for grad in grads if grad is not None]
+    if len(given) < len(grads):
+        params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+    if _are_steppable(params, given):
+        return
+    for param, grad in zip(params, given, strict=True):
+        if not _are_steppable([param], [grad]):
+            _refuse(param, grad, name_of(param))
+
+
+_DTYPE, _LAYOUT = operator.attrgetter("dtype"), operator.attrgetter("layout")
+_DEVICE, _SHAPE = operator.attrgetter("device"), operator.attrgetter("shape")
+
+
+def _are_steppable(params: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
+    """Return whether every pair can be stepped: without Python between tensors, as steps of many small ones need it."""
+    return (
+        FLOATS.issuperset(map(_DTYPE, grads))
+        and FLOATS.issuperset(map(_DTYPE, params))
+        and {torch.strided}.issuperset(map(_LAYOUT, grads))
+        and all(map(operator.eq, map(_DEVICE, grads), map(_DEVICE, params)))
+        and all(map(operator.eq, map(_SHAPE, grads), map(_SHAPE, params)))
+    )
 
 
 def _refuse(param: Tensor, grad: Tensor, name: str) -> None:

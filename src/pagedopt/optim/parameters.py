@@ -60,6 +60,16 @@ class Parameters:
         self._versions = versions
         return [param for param in self._store.records if param not in self]
 
+    def is_fresh_for(self, param: Tensor, groups: list[dict[str, Any]]) -> bool:
+        """Return whether `refresh` would learn nothing about `param`, without a look at every other parameter."""
+        return (
+            self._versions == (GlobalOptimManager.get_instance().version, self._store.version)
+            and param in self
+            and _are_same(groups, self._groups)
+            and sum(len(group["params"]) for group in groups) == len(self.all)
+            and [[group.get(name) for name in _FORMAT_CHOICES] for group in groups] == self._choices
+        )
+
     def _resolve(
         self, groups: list[dict[str, Any]], overrides: Mapping[int, dict[str, Any]]
     ) -> dict[int, tuple[Source, StateOptions]]:
@@ -147,8 +157,8 @@ class Parameters:
         return plans
 
     def is_placed(self, params: Sequence[Tensor]) -> bool:
-        """Return whether all parameters have state that fits them: the usual case, told quickly."""
-        plans = self._plans.get(None, ())
+        """Return whether one parameter, or all, have state that fits them: the usual case, told quickly."""
+        plans = self._plans.get(id(params[0]) if len(params) == 1 else None, ())
         if len(plans) != 1 or plans[0].is_distributed or len(plans[0].params) != len(params):
             return False
         return plans[0].fits(params)

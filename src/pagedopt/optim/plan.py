@@ -6,6 +6,7 @@ plan costs Python by parameter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,7 @@ class Plan:
         slots: the step counters of all operands.
         is_distributed, is_clipped: whether any operand is.
         distinct_sources, source_of: the sources, each once, and which of them is each operand's.
+        has_values: whether anything of each operand is here.
     """
 
     device: torch.device
@@ -63,6 +65,7 @@ class Plan:
     is_clipped: bool = field(init=False)
     distinct_sources: list[Source] = field(init=False)
     source_of: list[int] = field(init=False)
+    has_values: list[bool] = field(init=False)
     _devices: list[int] = field(init=False)
     _shapes: list[tuple[int, ...]] = field(init=False)
 
@@ -86,11 +89,12 @@ class Plan:
         self.distinct_sources = list(distinct.values())
         self._devices = [record.device.index or 0 if record.device.type != "cpu" else -1 for record in self.records]
         self._shapes = [record.part.local_shape for record in self.records]
+        self.has_values = [math.prod(shape) > 0 for shape in self._shapes]
         self.source_of = [index_of[id(source)] for source in self.sources]
 
     def fits(self, params: Sequence[Tensor]) -> bool:
         """Return whether `params`, which are this plan's, are still of the device and shape that it was made for."""
-        return [p.get_device() for p in params] == self._devices and [p.shape for p in params] == self._shapes
+        return list(map(Tensor.get_device, params)) == self._devices and [p.shape for p in params] == self._shapes
 
     def live_pages(self, pages: Sequence[int], is_live: Sequence[bool]) -> Sequence[int]:
         """Return those of `pages` in which at least one operand is live."""

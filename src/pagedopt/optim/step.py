@@ -20,9 +20,18 @@ from pagedopt.ranges import profiled
 
 
 class Step:
-    """One step of the operands of `plan` that have a gradient."""
+    """One step of the operands of `plan` that have a gradient; `is_part`: others of its parameters have their own."""
 
-    def __init__(self, plan: Plan, grads: list[Tensor | None], counters: StepCounters, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        grads: list[Tensor | None],
+        counters: StepCounters,
+        kernel: Kernel,
+        *,
+        is_part: bool = False,
+    ) -> None:
+        self._is_part = is_part
         self._plan = plan
         self._kernel = kernel
         self._counters = counters
@@ -35,7 +44,9 @@ class Step:
         self._stepped = [operand for operand, grad in enumerate(grads) if grad is not None]
         all_step = len(self._stepped) == len(grads)
         self._slots = plan.slots if all_step else Slots([plan.records[operand].slot for operand in self._stepped])
-        self._is_live = [grad is not None and grad.numel() > 0 for grad in self._grads]
+        self._is_live = [
+            grad is not None and has_values for grad, has_values in zip(grads, plan.has_values, strict=True)
+        ]
         self._strided = self._find_strided()
         self._steps_before: dict[int, Tensor] | None = None
         self._gnorms_before: dict[int, Tensor | None] = {}
@@ -43,6 +54,9 @@ class Step:
 
     def _find_strided(self) -> dict[int, Tensor]:
         """Return the gradients of the operands that a kernel cannot take as flat memory."""
+        tensors = [grad for grad in self._grads if grad is not None] + self._params
+        if all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors)):
+            return {}  # as nearly always: all of them `is_flat`, found without a call in Python for each
         strided = {
             operand: grad
             for operand, grad in enumerate(self._grads)
@@ -99,12 +113,13 @@ class Step:
     def run(self) -> None:
         """Update every live page."""
         plan = self._plan
-        plan.pager.begin_step()
-        measured = plan.live_pages(plan.tensorwise, self._is_live)
-        with closing(sweep(plan.pager, measured, dirty=False)) as pages:
-            for page, frame in pages:
-                with profiled("update"):
-                    self._measure(page, frame)
+        plan.pager.begin_step(is_part=self._is_part)
+        if plan.tensorwise:
+            measured = plan.live_pages(plan.tensorwise, self._is_live)
+            with closing(sweep(plan.pager, measured, dirty=False)) as pages:
+                for page, frame in pages:
+                    with profiled("update"):
+                        self._measure(page, frame)
         with closing(sweep(plan.pager, plan.live_pages(plan.pages, self._is_live))) as pages:
             for page, frame in pages:
                 self.pages_updated += 1

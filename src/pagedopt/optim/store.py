@@ -282,12 +282,12 @@ def _claim(
     while block < grid.num_blocks:
         page, used = pager.open_page()
         segment = fit(grid, state_format, block, used, pager.page_nbytes)
-        if segment is None:
-            pager.close_page()
-            continue
-        pager.claim(page, segment.offsets[0] + segment.nbytes, claims)
-        block = segment.stop_block
-        yield page, segment
+        if segment is not None:
+            pager.claim(page, segment.offsets[0] + segment.nbytes, claims)
+            block = segment.stop_block
+            yield page, segment
+        if block < grid.num_blocks:
+            pager.close_page()  # it has no room for a block more
 
 
 def _release(claims: dict[Record, list[int]]) -> None:

@@ -18,6 +18,8 @@ need.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +33,11 @@ RESERVE_NBYTES = 512 << 20
 
 _READINGS_PER_CAPACITY = 64
 """Asking the driver for free memory is slow, and the answer changes only with what other processes do."""
+
+PARTS_SECONDS = 0.02
+"""How long a reading stands for steps of single parameters. One takes some 50 us, and `step_in_backward` begins a step
+for every parameter; the peak forgets nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +92,23 @@ class AutomaticBudget:
         self._working_set_nbytes = working_set_nbytes
         self._policy = Policy()
         self._frames_nbytes = 0
+        self._least_nbytes = sys.maxsize
+        self._read_at = 0.0
         self.keep_nbytes = 0
         """Bytes of frames to keep until the next step."""
         self.ledger = Ledger(lambda: self._decide(0))
 
-    def begin_step(self, frames_nbytes: int) -> None:
-        """Look at what happened since the last step, and set what frames, now `frames_nbytes`, may have in this one."""
-        self.ledger.set_limit(self._decide(min(self._frames_nbytes, frames_nbytes)))
+    def begin_step(self, frames_nbytes: int, *, is_part: bool = False) -> None:
+        """Look at what happened since the last look, and set what frames, now `frames_nbytes`, may have in this step.
+
+        A step of a single parameter (`is_part`) only looks if nobody did for a while.
+        """
+        self._least_nbytes = min(self._least_nbytes, self._frames_nbytes, frames_nbytes)
+        if is_part and time.monotonic() - self._read_at < PARTS_SECONDS:
+            return
+        self.ledger.set_limit(self._decide(self._least_nbytes))
+        self._least_nbytes = sys.maxsize
+        self._read_at = time.monotonic()
 
     def end_step(self, frames_nbytes: int) -> None:
         """So many bytes of frames stay until the next step."""

@@ -199,7 +199,7 @@ class DevicePager:
         entry = residency.table[page]
         residency.count_use(entry)
         while not residency.occupy(entry):
-            self._await_unpin()
+            self._await_unpin(page)
             residency.refuse_lost()
             entry = residency.table[page]  # another thread may have released it meanwhile
         residency.settle(entry)
@@ -272,10 +272,10 @@ class DevicePager:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     @_turn
-    def begin_step(self) -> None:
-        """Learn how much memory frames may have now, where the budget is automatic."""
+    def begin_step(self, *, is_part: bool = False) -> None:
+        """Learn how much memory frames may have now, where the budget is automatic; in a part of a step, not always."""
         if self._automatic is not None:
-            self._automatic.begin_step(self._residency.frames.num_allocated * self.page_nbytes)
+            self._automatic.begin_step(self._residency.frames.num_allocated * self.page_nbytes, is_part=is_part)
 
     @_turn
     def end_step(self) -> None:
@@ -410,8 +410,8 @@ class DevicePager:
             self._is_cut = True
             raise
 
-    def _await_unpin(self) -> None:
-        """Let other threads have turns until one unpins.
+    def _await_unpin(self, page: int) -> None:
+        """Let other threads have turns until one unpins, so that `page` may find a frame: a stall.
 
         Only threads that hold no pin wait here, so those that hold one always get on.
         """
@@ -420,7 +420,8 @@ class DevicePager:
                 f"all {self._residency.frames.num_charged} frames are pinned; "
                 f"raise {self._budget_name} or unpin pages before pinning more"
             )
-        self._unpinned.wait()
+        with self._residency.stalled(page):
+            self._unpinned.wait()
 
     # -- forks ---------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import NamedTuple
 
@@ -513,15 +514,22 @@ class Residency:
         if transfer.done():
             transfer.wait()
             return
+        with self.stalled(page.number):
+            transfer.wait()
+
+    @contextmanager
+    def stalled(self, number: int) -> Iterator[None]:
+        """Count and time what is waited for on behalf of a page, which may be gone when it is over."""
         start = time.perf_counter()
         try:
             with profiled("wait"):
-                transfer.wait()
+                yield
         finally:
             stop = time.perf_counter()
             self.counters.stalls += 1
             self.counters.stalled_seconds += stop - start
-            self.notify("wait", page, Span(threading.current_thread().name, start, stop))
+            if number in self.table:
+                self.notify("wait", self.table[number], Span(threading.current_thread().name, start, stop))
 
 
 def _without_traceback(error: Exception) -> Exception:

@@ -145,10 +145,13 @@ class PageTable:
     def following(self, page: Page, count: int) -> list[Page]:
         """Return the pages expected after `page`, at most `count`, without it and without repetition."""
         pages: list[Page] = []
-        seen = {page.number}
+        numbers = [page.number]  # a few, which is quicker to look through than a set
         number = page.next_page
-        while len(pages) < count and number is not None and number not in seen and number in self._pages:
-            seen.add(number)
-            pages.append(self._pages[number])
-            number = pages[-1].next_page
+        while number is not None and len(numbers) <= count and number not in numbers:
+            coming = self._pages.get(number)
+            if coming is None:
+                break
+            numbers.append(number)
+            pages.append(coming)
+            number = coming.next_page
         return pages

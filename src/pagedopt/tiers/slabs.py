@@ -74,11 +74,8 @@ class Slabs:
         self._allocate, self._finish, self._give_back = allocate, finish, give_back
         self._slabs: list[Slab] = []
         self._with_room: list[Slab] = []
-
-    @property
-    def nbytes(self) -> int:
+        self.nbytes = 0
         """Bytes charged."""
-        return sum(slab.nbytes for slab in self._slabs)
 
     @property
     def num_slabs(self) -> int:
@@ -127,6 +124,7 @@ class Slabs:
         slab = Slab(nbytes, num_pages, free=list(range(num_pages - 1, -1, -1)))
         self._slabs.append(slab)
         self._with_room.append(slab)
+        self.nbytes += nbytes
         return True
 
     def _drop(self, slab: Slab) -> None:
@@ -136,6 +134,7 @@ class Slabs:
             self._finish()
             slab.memory = None
             self._give_back()
+        self.nbytes -= slab.nbytes
         self._refund(slab.nbytes)
 
 
