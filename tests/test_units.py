@@ -18,7 +18,15 @@ def test_bytes_are_read_with_their_unit(text: str, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("8000000", 8_000_000), ("8M", 8_000_000), ("0.5b", 5 * 10**8), ("7e9", 7 * 10**9)]
+    ("text", "count"),
+    [
+        ("8000000", 8_000_000),
+        ("8M", 8_000_000),
+        ("0.5b", 5 * 10**8),
+        ("7e9", 7 * 10**9),
+        ("7,000,000", 7 * 10**6),
+        ("7_000", 7000),
+    ],
 )
 def test_counts_are_read_with_their_letter(text: str, count: int) -> None:
     assert parse_count(text) == count
@@ -29,6 +37,12 @@ def test_what_is_written_is_read_again_to_three_digits(number: int) -> None:
     assert parse_bytes(format_bytes(number)) == pytest.approx(number, rel=0.006)
     if number:
         assert parse_count(format_count(number)) == pytest.approx(number, rel=0.006)
+
+
+@pytest.mark.parametrize("text", ["7,5B", "7,50", "1,000B", "7,000_000", "7__000", "1,,000"])
+def test_a_comma_that_is_no_thousands_separator_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="params must"):
+        parse_count(text, name="params")
 
 
 @pytest.mark.parametrize("text", ["", "-1", "4 pounds", "nan", "1e400", "1e19", "0x10"])

@@ -19,8 +19,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
 HEAD = f"""\
 # The command line
 
-`pagedopt --help` lists the commands, `pagedopt <command> --help` says all of this page and a little more.
-`python tools/command_line_page.py` writes the page from the commands.
+`pagedopt --help` lists the commands, `pagedopt <command> --help` says all of this page and a little more. Where the
+script is not on the path, `python -m pagedopt` is the same. `python tools/command_line_page.py` writes the page from
+the commands.
 
 - {EXIT_CODES} What goes wrong is one line on stderr; a traceback is a bug of ours.
 - Sizes are text such as `4MiB` (powers of 1024) or `4MB` (of 1000), numbers of parameters `7B` or `7e9`.

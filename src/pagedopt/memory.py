@@ -43,7 +43,7 @@ def as_table(rows: Sequence[Row], *, budget_nbytes: int) -> Table:
     """Return the rows as a table for a terminal."""
     table = Table()
     for head in headings(budget_nbytes):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*cells(row))
     return table

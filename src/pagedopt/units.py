@@ -17,6 +17,7 @@ _QUANTITY = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<prefix>[kmg
 
 _COUNT_SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:e\d+)?)\s*(?P<scale>[kmbt]?)\s*", re.IGNORECASE)
+_GROUPED = re.compile(r"\s*\d{1,3}(?:(?:,\d{3})+|(?:_\d{3})+)\s*")
 
 
 def parse_bytes(quantity: int | str, *, name: str = "size") -> int:
@@ -58,11 +59,13 @@ def format_bytes(nbytes: float) -> str:
 
 
 def parse_count(text: str, *, name: str = "count") -> int:
-    """Return a number of things given as text: `"8000000"`, `"8e6"`, `"8M"` or `"7B"` (billions).
+    """Return a number of things given as text: `"8000000"`, `"8,000,000"`, `"8e6"`, `"8M"` or `"7B"` (billions).
 
     Raises:
         ValueError: it is not a count, or less than 1; the message names `name` and the value.
     """
+    if _GROUPED.fullmatch(text):
+        text = text.replace(",", "").replace("_", "")
     match = _COUNT.fullmatch(text)
     count = _rounded(float(match["number"]) * _COUNT_SCALE[match["scale"].lower()], text, name) if match else 0
     if count < 1:

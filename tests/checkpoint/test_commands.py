@@ -370,6 +370,45 @@ def test_a_file_from_before_archives_is_converted_with_one_warning(tmp_path: Pat
     assert "no checksums to compare" in run(capsys, "inspect", tmp_path / "in.pt")[1]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no file of torch.save: it is empty"),
+        (b"{}", "is no file of torch.save"),
+        ((2).to_bytes(8, "little") + b"{}", "is no file of torch.save"),  # safetensors, which torch.load knows
+        (b"\x80\x02garbage", "cannot be read as a state dict of torch"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*from before 1.6")
+def test_what_torch_did_not_save_is_refused_as_that(content: bytes, said: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "in.pt").write_bytes(content)
+    for arguments in (
+        ("inspect", tmp_path / "in.pt"),
+        ("convert", tmp_path / "in.pt", tmp_path / "o", "--to", "torch"),
+    ):
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (1, "")
+        assert said in err
+        assert "weights_only" not in err
+
+
+def test_an_object_that_would_have_to_be_run_is_named_and_nobody_is_told_to_run_it(tmp_path: Path, capsys: Any) -> None:
+    for number, thing in enumerate((_Evil(), Path("x"))):
+        torch.save({"state": {}, "param_groups": [], "args": thing}, tmp_path / f"{number}.pt")
+        code, _, err = run(capsys, "inspect", tmp_path / f"{number}.pt")
+        assert code == 1
+        assert "which would have to be run; save the optimizer's state dict alone" in err
+        assert f"{number}.pt cannot be read as a state dict of torch: it has " in err
+        assert "weights_only" not in err
+
+
+def test_a_folder_is_no_place_for_a_file(torchs: Path, tmp_path: Path, capsys: Any) -> None:
+    for target in (tmp_path, Path()):
+        code, out, err = run(capsys, "convert", torchs, target, "--to", "torch")
+        assert (code, out) == (1, "")
+        assert f"cannot write {target}: it is a folder; name a file in it" in err
+
+
 def test_an_archive_that_somebody_packed_anew_with_compression_is_read(torchs: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(torchs) as stored, zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for record in stored.infolist():

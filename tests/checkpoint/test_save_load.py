@@ -460,3 +460,9 @@ def test_entries_as_they_are_saved_are_what_state_dicts_hold(tmp_path: Path) -> 
     with safe_open(path, "pt") as file:
         entry = {key.removeprefix("layer.0."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     assert recognise({"step": 2, **entry}, (64, 300)).is_8bit
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_where_it_belongs(tmp_path: Path) -> None:
+    (tmp_path / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is a file.*for load_state_dict.*pagedopt convert"):
+        pagedopt.load(optimizer_of("8"), tmp_path / "optimizer.pt")

@@ -32,7 +32,7 @@ RUNS: dict[str, list[str]] = {
 }
 """Arguments with which a command does little, by command."""
 
-COMMAND = [sys.executable, "-c", "from pagedopt.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "pagedopt"]
 
 NO_DATA = {"demo", "convert", "plot"}
 """Their output is pictures and files."""
@@ -130,6 +130,21 @@ def test_no_command_prints_colours_where_there_is_no_terminal(
     for arguments in (arguments_of(name, places), [name, "--help"], [name, "--nonsense"]):
         _, out, err = run(*arguments)
         assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - NO_DATA))
+def test_what_goes_to_a_file_has_no_padding_and_no_broken_lines(
+    name: str, run: Callable[..., Any], places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, out, _ = run(*arguments_of(name, places))
+    monkeypatch.setenv("COLUMNS", "30")
+    _, narrow, _ = run(*arguments_of(name, places))
+
+    for said in (out, narrow):
+        assert [line for line in said.splitlines() if line != line.rstrip()] == []
+    assert "…" not in narrow  # a number that is cut is another number
+    assert len(out.splitlines()) <= len(narrow.splitlines())
 
 
 def wrong_command_lines() -> Iterator[tuple[str, str]]:
@@ -235,3 +250,18 @@ def chunks(read_end: int) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
+
+
+def test_a_plan_shows_no_log_of_the_packages_that_it_asks(tmp_path: Path) -> None:
+    """They are imported for what they know, and say on the way what they could not load."""
+    (tmp_path / "transformers.py").write_text(
+        "import logging\nlogging.warning('no kernels here')\n__version__ = '0'\nCONFIG_MAPPING = {}"
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "whatever"}')
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])}
+    arguments = ["plan", str(tmp_path / "config.json"), "--no-rates"]
+    ended = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=100)
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: transformers 0 does not know the family 'whatever'")
+    assert ended.stderr.count("\n") == 1

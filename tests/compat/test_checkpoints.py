@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from child import report_of
 from oracle import assert_same_params, assert_same_state, give, random_grads, random_params, train, twins
-from pagedopt import AdamW, AdamW8bit, GlobalOptimManager, PagedAdamW, PagedAdamW8bit
+from pagedopt import AdamW, AdamW8bit, GlobalOptimManager, PagedAdamW, PagedAdamW8bit, SpillError, save
 from residue import needs_proc, open_files_in, tight_paging
 
 pytestmark = pytest.mark.framework("torch.optim", "`state_dict()`, `load_state_dict()`, pickle and deepcopy")
@@ -163,6 +163,21 @@ def test_state_on_disk_is_saved_without_filling_memory(tmp_path: Path) -> None:
 
 
 # D3: loading.
+
+
+@paged_class
+def test_a_state_dict_that_finds_no_room_says_where_and_what_to_do(cls: Any, tmp_path: Path) -> None:
+    """D2: the folder of its mapped files may be gone, or full; the state itself is as it was."""
+    folder = tmp_path / "spill"
+    folder.mkdir()
+    params = random_params(SHAPES)
+    opt = cls(params, **tight_paging(cls, folder))
+    train(opt, params, 1)
+    folder.rmdir()
+    with pytest.raises(SpillError, match=rf"could not make a file of .* in {folder}: no such file.*pagedopt\.save"):
+        opt.state_dict()
+    train(opt, params, 1)
+    save(opt, tmp_path / "checkpoint")
 
 
 @each_class

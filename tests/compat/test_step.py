@@ -318,6 +318,20 @@ def test_a_negative_view_is_read_as_what_it_stands_for(cls: Any, shape: tuple[in
 
 
 @each_class
+def test_an_expanded_parameter_is_refused_before_anything_changes(cls: Any) -> None:
+    """B3: its values are one in memory, and cannot each be updated."""
+    params = [*random_params([(70, 70)]), Parameter(torch.zeros(1, 3).expand(90, 3))]
+    opt = cls(params)
+    before = params[0].detach().clone()
+    with pytest.raises(ValueError, match=r"\(90, 3\) is expanded"):
+        train(opt, params, 1)
+    assert torch.equal(params[0], before)
+    give(params, [torch.ones(70, 70), None])
+    opt.step()
+    assert not torch.equal(params[0], before)
+
+
+@each_class
 def test_gradients_are_not_touched(cls: Any) -> None:
     """B3: same object, same bits, same version, clipping and maximizing included."""
     params = random_params(SHAPES)

@@ -168,16 +168,35 @@ def test_without_transformers_what_it_would_know_is_an_error_that_says_what_woul
 ) -> None:
     without_transformers(monkeypatch)
     with pytest.raises(
-        SizesError, match=r"family 'llava'.*pip install transformers.*safetensors file or index.*--params"
+        SizesError,
+        match=r"LlavaForConditionalGeneration of the family 'llava'.*pip install it.*safetensors file.*--params",
     ):
         weights_of(CONFIGS / "llava-1.5-7b-hf.json")
     assert weights_of(CONFIGS / "Mixtral-8x7B.json")
 
 
+def test_transformers_that_cannot_be_imported_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformers.py").write_text("raise RuntimeError('numpy is of another day')")
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SizesError, match=r"which cannot be imported: numpy is of another day; give a safetensors"):
+        weights_of(CONFIGS / "llava-1.5-7b-hf.json")
+
+
+@pytest.mark.parametrize("classes", [None, 7, "LlamaForCausalLM", [7], {}, []])
+def test_a_list_of_classes_that_is_none_is_not_asked(classes: Any) -> None:
+    assert weights_of({**config_of("llama"), "architectures": classes}) == weights_of(config_of("llama"))
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "no_such_family"}, r"makes no model of the config: .*no_such_family.*safetensors.*--params"),
+        (
+            {"model_type": "no_such_family"},
+            r"does not know the family 'no_such_family' of the config; .*safetensors.*--params",
+        ),
         ({"model_type": "bert", "hidden_size": "many"}, r"makes no model of the config: .*--params"),
         ({"hidden_size": 3}, r"has no 'model_type'"),
         ({"model_type": 7}, r"has no 'model_type'"),
@@ -185,8 +204,10 @@ def test_without_transformers_what_it_would_know_is_an_error_that_says_what_woul
 )
 def test_a_config_that_nobody_knows_is_an_error_that_says_what_would_help(config: dict[str, Any], said: str) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(SizesError, match=said):
+    with pytest.raises(SizesError, match=said) as refused:
         weights_of(config)
+
+    assert len(str(refused.value)) < 600
 
 
 def test_transformers_is_asked_for_the_class_that_the_config_names() -> None:

@@ -164,3 +164,22 @@ def test_the_resident_classes_can_be_planned_too() -> None:
     assert found.account.steady_step.moved_nbytes == 0
     assert found.account.state_nbytes == 8 * 10**9
     assert "every page is resident" in str(found)
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("float", "float32")])
+def test_a_dtype_may_be_called_as_people_call_it(short: str, dtype: str) -> None:
+    found = plan("1M", device="cpu", max_host_memory="1GiB", dtype=short, rates=False)
+
+    assert {values.dtype for values in found.account.values} == {dtype}
+
+
+def test_a_plan_that_nobody_would_wait_for_is_refused_and_a_long_one_is_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValueError, match=r"more than 1,191,973,686 pages of 16 MiB.* larger budgets"):
+        plan("9999T", device="cpu", max_host_memory="1GiB", rates=False)
+
+    monkeypatch.setattr("pagedopt.costs.planning.MANY_PAGES", 1)
+    said: list[str] = []
+    plan("64M", device="cpu", max_host_memory="1GiB", rates=False, say=said.append)
+    assert said == ["what becomes of 7 pages"]

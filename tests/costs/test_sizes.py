@@ -67,8 +67,14 @@ def test_named_parameters_and_plain_ones_are_the_same_sizes() -> None:
     assert [weight.name for weight in named] == [name for name, _ in trained.named_parameters()]
 
 
-@pytest.mark.parametrize("count", [7_000_000_000, "7B", "7e9"])
-def test_a_number_is_one_vector(count: int | str) -> None:
+def test_an_optimizer_has_the_sizes_of_its_groups() -> None:
+    groups = parameter_groups(model())
+
+    assert weights_of(torch.optim.AdamW(groups)) == weights_of(groups)
+
+
+@pytest.mark.parametrize("count", [7_000_000_000, 7e9, "7B", "7e9", "7,000,000,000"])
+def test_a_number_is_one_vector(count: float | str) -> None:
     assert facts(weights_of(count, torch.float16)) == [("params", (7_000_000_000,), torch.float16)]
 
 
@@ -87,6 +93,24 @@ def test_a_safetensors_file_an_index_and_their_folder_say_the_same(tmp_path: Pat
 
     for source in (tmp_path, tmp_path / "model.safetensors", sharded, str(sharded / "model.safetensors.index.json")):
         assert set(facts(weights_of(source))) == expected
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
+
+
+@pytest.mark.parametrize(
+    "shards", [{}, {"a.safetensors": POINTER}, {"a.safetensors": POINTER, "b.safetensors": POINTER}]
+)
+def test_a_clone_without_its_large_files_is_planned_by_its_config(shards: dict[str, str], tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name, content in shards.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(SizesError, match=r"is not beside it|pointer of git-lfs.*give the config.json"):
+        weights_of(tmp_path)
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert weights_of(tmp_path) == weights_of(CONFIG)
 
 
 def test_only_headers_are_read(tmp_path: Path) -> None:
@@ -127,6 +151,7 @@ def wrong_files(folder: Path) -> dict[str, str]:
     (folder / "no.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     (folder / "bare.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"a": {}}')
     (folder / "index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    (folder / "bad.index.json").write_text('{"weight_map": 7}')
     return {
         "empty": "has no model.safetensors.index.json, model.safetensors or config.json",
         "no.json": "is no JSON",
@@ -137,6 +162,7 @@ def wrong_files(folder: Path) -> dict[str, str]:
         "no.safetensors": "its header is no JSON object",
         "bare.safetensors": "'a' has no dtype and shape",
         "index.json": "gone.safetensors is not beside it",
+        "bad.index.json": "it has no 'weight_map'",
         "missing": "there is no file or folder",
     }
 
@@ -147,7 +173,7 @@ def test_what_cannot_be_read_is_an_error_that_says_why(tmp_path: Path) -> None:
             weights_of(tmp_path / name)
 
 
-@pytest.mark.parametrize("source", [True, None, 3.5, [3]])
+@pytest.mark.parametrize("source", [True, None, 3.5, float("nan"), float("inf"), [3]])
 def test_what_is_no_source_is_a_type_error(source: object) -> None:
     with pytest.raises(TypeError):
         weights_of(source)

@@ -49,6 +49,30 @@ def test_the_line_says_what_the_statistics_say(tmp_path: Path) -> None:
     assert parts[5] == f"SSD {format_bytes(stats.bytes_written['disk'])} written"
 
 
+def test_a_narrow_line_is_whole_and_says_what_paging_costs(tmp_path: Path) -> None:
+    optimizer = small_optimizer(tmp_path)
+    with pagedopt.live(optimizer, file=io.StringIO()) as shown:
+        optimizer.step()
+        lines = {width: shown.line(width) for width in range(20, 160)}
+        full, shortest = shown.line(), f"SSD {format_bytes(optimizer.paging_stats().bytes_written['disk'])}"
+
+    assert all(len(line) <= width for width, line in lines.items())
+    assert all(line.endswith(shortest) for line in lines.values() if line != full)
+    assert "waited " in lines[60]
+    assert lines[90].startswith("pagedopt · 384 KiB · ")
+    assert lines[159] == full
+
+
+def test_a_terminal_of_eighty_columns_shows_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    optimizer, terminal = small_optimizer(tmp_path), Terminal()
+    with pagedopt.live(optimizer, file=terminal):
+        optimizer.step()
+
+    assert "waited " in terminal.getvalue()
+    assert "…" not in terminal.getvalue()
+
+
 def test_a_reset_of_the_statistics_does_not_reset_what_was_written(tmp_path: Path) -> None:
     optimizer = small_optimizer(tmp_path)
     written = 0

@@ -60,3 +60,10 @@ def test_a_step_that_was_made_in_backward_counts_what_backward_did(tmp_path: Pat
             optimizer.step()
 
     assert optimizer.step_stats().hits + optimizer.step_stats().faults == optimizer.memory_stats().pages
+
+
+def test_statistics_print_as_what_makes_them_again() -> None:
+    stats = PagingStats(faults=3, bytes_read={"host": 1, "disk": 2}, stalled_seconds=0.5)
+
+    assert eval(repr(stats)) == stats
+    assert "bytes_read={'host': 1, 'disk': 2}" in repr(stats)

@@ -495,6 +495,31 @@ def test_memory_stats_are_of_one_optimizer(cls: Any, tmp_path: Path) -> None:
     assert second.memory_stats().pages > alone.pages
 
 
+def test_memory_stats_may_be_asked_for_while_another_thread_steps() -> None:
+    """A monitor looks whenever it likes, also while parameters are placed and state is dropped."""
+    params = random_params([(10,)] * 600)
+    opt = PagedAdamW(params)
+    seen: list[object] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        try:
+            while not is_over.is_set():
+                seen.append(opt.memory_stats())
+        except RuntimeError as error:
+            seen.append(error)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(4):
+        train(opt, params, 1)
+        opt.state.clear()
+    is_over.set()
+    watcher.join()
+    assert len(seen) > 4
+    assert not isinstance(seen[-1], Exception)
+
+
 @paged_class
 def test_memory_stats_know_the_budget_before_the_first_step(cls: Any, tmp_path: Path) -> None:
     paging = tight_paging(cls, tmp_path)

@@ -89,6 +89,19 @@ def test_resuming_with_other_pages_and_budget_is_bit_exact(kind: str, data: st.D
         second.close()
 
 
+@pytest.mark.parametrize("block_wise", [False, True])
+@pytest.mark.parametrize("shape", [(), (7,), (33, 3), (1, 200), (256,)])
+def test_8_bit_state_of_one_block_resumes_to_the_bit(shape: tuple[int, ...], block_wise: bool) -> None:
+    """Where one absmax is for the block and for the tensor, it is taken as it is, whichever it is called."""
+    params = random_params([shape])
+    opt = PagedAdamW8bit(params, block_wise=block_wise, min_8bit_size=0)
+    train(opt, params, 3, gradients=lambda _: [-torch.rand(shape)])  # the largest |exp_avg| is negative: no code is -1
+    for resumes_block_wise in (False, True):
+        resumed = PagedAdamW8bit(twins(params, 1)[0], block_wise=resumes_block_wise, min_8bit_size=0)
+        resumed.load_state_dict(opt.state_dict())
+        assert_same_state({**resumed.state_dict(), "param_groups": []}, {**opt.state_dict(), "param_groups": []})
+
+
 def test_8_bit_state_says_how_to_decode_it() -> None:
     """Codes decode with the published codebook and the absmax beside them: a reader needs nothing else.
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated import check_invariants
 from torch import Tensor
 
+from interrupts import Interrupt
 from pagedopt.paging.budget import Ledger
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.device import DevicePager
@@ -229,3 +231,22 @@ def train_on_two_streams(accelerator: SimulatedAccelerator) -> None:
         with accelerator.on((accelerator.main, accelerator.side)[step % 2]):
             training.step()
             training.step(dirty=False)
+
+
+@pytest.mark.parametrize("host_pages", [None, 8], ids=["RAM", "RAM and disk"])
+def test_an_interrupt_anywhere_spoils_no_page_on_an_accelerator(host_pages: int | None, tmp_path: Path) -> None:
+    """Copies that were started and that nobody knows of have ended before their frames and pinned pages are used."""
+    for nth in range(0, 100_000, 23):
+        accelerator = SimulatedAccelerator(nth, 0.2)
+        with accelerator:
+            training = Training(accelerator, num_pages=7, num_frames=3, host_pages=host_pages, folder=tmp_path)
+            training.step()
+            with Interrupt(nth, "paging", "tiers") as interrupt:
+                training.step(dirty=bool(nth % 2))
+                training.pager.flush()
+            assert training.pager.memory.num_pages == 7
+            check_invariants(training.pager)
+            training.step()
+            training.end()
+        if interrupt.where is None:
+            return

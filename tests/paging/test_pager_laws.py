@@ -588,6 +588,10 @@ def test_a_closed_pager_says_so() -> None:
     pager.close()
     assert tier.is_closed
     assert pager.memory.num_pages == 0
+    with pytest.raises(StateLostError, match="this pager is closed"):
+        pager.pin(pages[0])
+    with pytest.raises(StateLostError, match="this pager is closed"):
+        next(sweep(pager, pages))
     for page in pages:
         pager.release(page)
     with pytest.raises(RuntimeError, match="this pager is closed"):

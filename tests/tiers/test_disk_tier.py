@@ -267,6 +267,30 @@ def test_staging_buffers_are_used_again(tmp_path: Path, monkeypatch: pytest.Monk
     tier.close()
 
 
+def test_finishing_ends_transfers_that_nobody_knows_of_and_the_tier_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an interrupt between the start of a transfer and whoever was to wait for it."""
+    tier = reserved(tmp_path, 2)
+    write_page, ended = disk.write_page, []
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.1)
+        write_page(*args)
+        ended.append(args)
+
+    monkeypatch.setattr(disk, "write_page", slow)
+    tier.write(0, page_of(7))
+    tier._slots[0].last = None
+    tier.finish()
+    assert len(ended) == 1
+    tier.write(1, page_of(8)).wait()
+    assert (value_of(tier, 0), value_of(tier, 1)) == (7, 8)
+    threads = threading.active_count()
+    tier.close()
+    assert threading.active_count() < threads
+
+
 def test_close_ends_transfers_frees_all_and_may_be_called_again(tmp_path: Path) -> None:
     tier = reserved(tmp_path, 5)
     frame = page_of(1)

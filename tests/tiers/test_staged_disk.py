@@ -30,6 +30,23 @@ def page_of(value: int) -> torch.Tensor:
     return torch.full((PAGE,), value, dtype=torch.uint8)
 
 
+def test_finishing_puts_back_into_the_rings_what_was_taken_out(tmp_path: Path) -> None:
+    """As after an interrupt between taking a pinned page and using it."""
+    tier = tier_in(tmp_path, InOrder(), ring_pages=1)
+    tier.reserve(0, PAGE)
+    tier.write(0, page_of(3)).wait()
+    for ring in (tier._going_down, tier._coming_up):
+        ring.take()
+    tier.finish()
+    frame = page_of(0)
+    tier.read(0, frame).wait()
+    assert (frame == 3).all()
+    tier.write(0, page_of(4)).wait()
+    tier.read(0, frame).wait()
+    assert (frame == 4).all()
+    tier.close()
+
+
 def test_a_frame_is_filled_again_while_the_disk_still_writes_what_was_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

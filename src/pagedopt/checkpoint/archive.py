@@ -15,6 +15,7 @@ from pagedopt.checkpoint import files
 from pagedopt.errors import CheckpointError
 
 _SIGNATURE = b"PK\x03\x04"
+_PICKLE = b"\x80"
 _CHUNK = 1 << 20
 
 
@@ -67,9 +68,10 @@ class Archive:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file is an archive, by what torch goes by; else it is of the format from before torch 1.6.
+    """Return whether a file of `torch.save` is an archive, or of the format from before torch 1.6.
 
     Raises:
+        CheckpointError: it is neither, by how it begins, which is what torch goes by.
         OSError: it cannot be read.
     """
     fd = files.open_regular(path)
@@ -78,7 +80,11 @@ def is_archive(path: Path) -> bool:
         files.read(fd, memoryview(start), 0)
     finally:
         files.close_read(fd, path)
-    return start == _SIGNATURE
+    if start == _SIGNATURE:
+        return True
+    if not start.startswith(_PICKLE):
+        raise CheckpointError(f"{path} is no file of torch.save{'' if start else ': it is empty'}")
+    return False
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 
 from pagedopt.checkpoint import manifest as manifests
 from pagedopt.checkpoint.archive import Archive, is_archive, open_archive
@@ -187,7 +187,7 @@ def as_json(found: Inspection) -> str:
 
 def as_tables(found: Inspection) -> Group:
     """Return an inspection as text for people."""
-    about = Table(show_header=False, box=None, pad_edge=False)
+    about = Table(Column(overflow="fold"), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("path", found.path),
         ("kind", found.kind),
@@ -200,7 +200,8 @@ def as_tables(found: Inspection) -> Group:
     ):
         if value is not None:
             about.add_row(name, value)
-    kept = Table("kept as", "parameters", "values", "size", box=None, pad_edge=False)
+    heads = ("kept as", "parameters", "values", "size")
+    kept = Table(*(Column(head, overflow="fold") for head in heads), box=None, pad_edge=False)
     for way in found.kept:
         kept.add_row(way.format, str(way.params), f"{way.values:,}", format_bytes(way.nbytes) if way.nbytes else "")
     groups = [

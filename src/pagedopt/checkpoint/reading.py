@@ -250,6 +250,11 @@ def _read_manifest(folder: Path) -> bytes:
         finally:
             files.close_read(fd, path)
     except (FileNotFoundError, NotADirectoryError):
+        if folder.is_file():
+            raise CheckpointError(
+                f"{folder} is a file, and a checkpoint is a folder; a file of torch.save is for load_state_dict, and "
+                "pagedopt convert makes a checkpoint of it"
+            ) from None
         raise CheckpointError(f"{folder} is no checkpoint: it has no {manifests.NAME}") from None
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import secrets
 import warnings
 from collections.abc import Mapping
@@ -37,8 +38,7 @@ def read_state_file(path: Path, *, unchecked: bool = False) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # what an unpickler raises that is fed with damaged bytes can be anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a state dict of torch: {reason}") from error
+        raise CheckpointError(f"{path} cannot be read as a state dict of torch: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__} and no optimizer's state dict")
     if not {"state", "param_groups"} <= set(loaded):
@@ -47,6 +47,21 @@ def read_state_file(path: Path, *, unchecked: bool = False) -> dict[str, Any]:
             f"{path} holds {keys} and no optimizer's state dict, which has 'state' and 'param_groups'; save that alone"
         )
     return dict(loaded)
+
+
+_NOT_ALLOWED = re.compile(r"(?i:unsupported (?:global: )?global) (\S+)")
+
+
+def _reason(error: Exception) -> str:
+    """Return why torch could not read a file, in a line, without its advice to run what is in it."""
+    refused = _NOT_ALLOWED.search(str(error))
+    if refused:
+        return f"it has {refused[1]}, which would have to be run; save the optimizer's state dict alone"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Weights only load failed"):
+        lines = [line.partition("WeightsUnpickler error: ")[2] for line in lines if "WeightsUnpickler error: " in line]
+        return lines[0] if lines else "what is in it is no state dict, or damaged"
+    return lines[0] if lines else type(error).__name__
 
 
 def _check(path: Path) -> None:
@@ -100,6 +115,8 @@ def write_state_file(state_dict: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: it could not be written; what was there is as it was.
     """
+    if path.is_dir():
+        raise CheckpointError(f"cannot write {path}: it is a folder; name a file in it")
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         torch.save(state_dict, aside)

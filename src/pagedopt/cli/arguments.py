@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,12 @@ import typer
 from pagedopt.errors import PagedOptError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 Argument = TypeVar("Argument")
 
-_PLAIN_WIDTH = 160
-"""Columns of a file or pipe, which does not say how many it has."""
+_PLAIN_WIDTH = 10_000
+"""Columns of a file or pipe, which has no end of the line to break at."""
 
 
 def read_with(parse: Callable[..., Argument], text: str, option: str) -> Argument:
@@ -36,16 +37,20 @@ def need(package: str, *, extra: str) -> None:
         raise typer.Exit(1)
 
 
-def output() -> Console:
-    """Return what prints tables: as wide as the terminal, and wide enough for long lines where there is none."""
+def show(renderable: RenderableType) -> None:
+    """Print tables: as wide as the terminal; where there is none, no line is broken or padded."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    return (
-        console
-        if console.is_terminal or "COLUMNS" in os.environ
-        else Console(width=_PLAIN_WIDTH, highlight=False, markup=False)
-    )
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    if "COLUMNS" not in os.environ:
+        console = Console(width=_PLAIN_WIDTH, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 @contextmanager
@@ -58,6 +63,17 @@ def mistakes() -> Iterator[None]:
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def others_quiet() -> Iterator[None]:
+    """Keep the log of other packages off the terminal: for a block that imports them for what they know."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pagedopt.cli.arguments import output, progress
+from pagedopt.cli.arguments import progress, show
 
 
 def doctor(
@@ -31,6 +31,6 @@ def doctor(
     if as_json:
         typer.echo(to_json(checks))
     else:
-        output().print(as_table(checks))
+        show(as_table(checks))
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)

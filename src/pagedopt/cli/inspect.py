@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pagedopt.cli.arguments import show
+
 
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that save wrote, or a file of torch.save.")],
@@ -19,14 +21,12 @@ def inspect(
 
     Example: pagedopt inspect checkpoints/step-1000
     """
-    from rich.console import Console
-
     from pagedopt.checkpoint import inspection
 
     found = inspection.inspect(checkpoint, verify=not quick)
     if as_json:
         typer.echo(inspection.as_json(found))
     else:
-        Console(soft_wrap=True, highlight=False, markup=False).print(inspection.as_tables(found))
+        show(inspection.as_tables(found))
     if found.damage:
         raise typer.Exit(1)

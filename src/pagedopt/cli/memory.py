@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pagedopt.cli.arguments import output, read_with
+from pagedopt.cli.arguments import read_with, show
 from pagedopt.units import parse_bytes, parse_count
 
 
@@ -34,4 +34,4 @@ def memory(
     elif as_markdown:
         typer.echo(table.as_markdown(rows, budget_nbytes=budget_nbytes))
     else:
-        output().print(table.as_table(rows, budget_nbytes=budget_nbytes))
+        show(table.as_table(rows, budget_nbytes=budget_nbytes))

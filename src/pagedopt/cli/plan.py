@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pagedopt.cli.arguments import mistakes, progress, read_with
+from pagedopt.cli.arguments import mistakes, others_quiet, progress, read_with
 from pagedopt.units import parse_count
 
 
@@ -47,7 +47,7 @@ def plan(
         raise typer.BadParameter("give one of them", param_hint="'MODEL' / '--params'")
     if sum((rates is not None, measure, no_rates)) > 1:
         raise typer.BadParameter("give one of them at most", param_hint="'--rates' / '--measure' / '--no-rates'")
-    with mistakes(), progress() as say:
+    with mistakes(), others_quiet(), progress() as say:
         found = make_plan(
             sizes if params is None else read_with(parse_count, params, "--params"),
             optimizer=optimizer,

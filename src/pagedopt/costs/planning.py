@@ -18,6 +18,7 @@ from pagedopt.costs.weights import ALL_LINEAR, DTYPES, Weight, lora
 from pagedopt.optim import adamw
 from pagedopt.optim.adamw import PagedAdamW
 from pagedopt.paging.config import AUTOMATIC_PAGE_NBYTES, MIN_PAGE_NBYTES, PagingConfig
+from pagedopt.units import format_bytes
 
 OPTIMIZERS: dict[str, OptimizerClass] = {
     name: getattr(adamw, name)
@@ -26,6 +27,9 @@ OPTIMIZERS: dict[str, OptimizerClass] = {
 """The six classes by name."""
 
 GIB = 1 << 30
+
+MANY_PAGES, MAX_PAGES = 50_000, 2_000_000
+"""Planned in ten seconds, and in minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,9 @@ def plan(
     nothing. The seconds follow from rates; those of this machine are measured once, in some seconds, and kept.
 
     Args:
-        model_or_sizes: a model (on the meta device, if it should take no memory), parameters or groups, a folder or
-            file with a `config.json` or safetensors, the content of a `config.json`, or a number such as `"7B"`.
+        model_or_sizes: a model (on the meta device, if it should take no memory), parameters, groups or an optimizer
+            that has them, a folder or file with a `config.json` or safetensors, the content of a `config.json`, or a
+            number such as `"7B"`.
         optimizer: one of the six classes or its name.
         optim_bits: as of that class; so are all up to `prefetch_depth`.
         amsgrad: as of that class.
@@ -136,7 +141,7 @@ def plan(
         prefetch_depth: as of that class.
         device: where the parameters will be, such as `"cuda"`; it need not be here. None: this machine's accelerator,
             the CPU if it has none.
-        dtype: of the parameters, such as `"bfloat16"`; None: what `model_or_sizes` says, else float32.
+        dtype: of the parameters, such as `"bfloat16"` or `"bf16"`; None: what `model_or_sizes` says, else float32.
         lora_rank: if given, only LoRA's matrices of this rank train, beside the layers that `target_modules` names.
         target_modules: ends of the names of linear layers, or `"all-linear"`: every one but the output head.
         rates: rates or a file of them; None: this machine's, measured if they were not before; False: no seconds.
@@ -148,7 +153,7 @@ def plan(
         RatesError: rates are missing or damaged.
         BudgetError: a budget is smaller than the working set, with the smallest that works.
         SpillError: the spill folder cannot be measured.
-        TypeError, ValueError: any other argument that is wrong.
+        TypeError, ValueError: any other argument that is wrong, or pages too many to plan.
     """
     where = _device_of(device)
     weights = weights_of(model_or_sizes, _dtype_of(dtype))
@@ -170,6 +175,7 @@ def plan(
         "block_wise": block_wise,
     }
     config = _config_of(optimizer_class, paging)
+    _announce(weights, config.page_nbytes(where), say)
     account = rehearse(weights, optimizer_class, config, where, arguments)
     found, why_not = _rates(rates, account, config, where, again=measure_again, say=say)
     return _assembled(optimizer_class.__name__, where, weights, config, account, found, why_not)
@@ -272,6 +278,18 @@ def _is_here(device: torch.device) -> bool:
     return here is not None and here.type == device.type
 
 
+def _announce(weights: Sequence[Weight], page_nbytes: int, say: Callable[[str], object]) -> None:
+    """Say that a plan will take long, or refuse one that nobody would wait for."""
+    pages = 2 * sum(weight.numel for weight in weights) // page_nbytes  # at the least: 8 bits for each moment
+    if pages > MAX_PAGES:
+        raise ValueError(
+            f"the state would take more than {pages:,} pages of {format_bytes(page_nbytes)}, and a plan moves each of "
+            f"them: give larger budgets or a larger page_size, {MAX_PAGES:,} pages take minutes"
+        )
+    if pages > MANY_PAGES:
+        say(f"what becomes of {pages:,} pages")
+
+
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -310,10 +328,14 @@ def _device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float": "float32", "half": "float16"}
+
+
 def _dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None:
         return None
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    found = DTYPES.get(_SHORT.get(name, name))
     if found is None:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return found

@@ -3,7 +3,7 @@
 | given                              | read                                                            |
 |------------------------------------|-----------------------------------------------------------------|
 | a `torch.nn.Module`                | its parameters that require gradients (meta tensors will do)    |
-| parameters, or groups of them      | theirs; options of a group such as `optim_bits` hold            |
+| parameters, groups, an optimizer   | theirs; options of a group such as `optim_bits` hold            |
 | a folder                           | its safetensors files, else its `config.json`                   |
 | `*.safetensors`, or an index       | the headers                                                     |
 | `config.json`, or what is in one   | the shapes of its family, else of what transformers makes of it |
@@ -30,6 +30,7 @@ from pagedopt.units import parse_count
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MAX_HEADER_NBYTES = 100_000_000
 _INDEX = "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
 
 
 def weights_of(source: Any, dtype: torch.dtype | None = None) -> tuple[Weight, ...]:
@@ -59,8 +60,10 @@ def _found(source: Any) -> Iterable[Weight]:
         return _of_module(source)
     if isinstance(source, bool):
         raise TypeError(f"a model or its sizes must be given, got {source!r}")
-    if isinstance(source, int):
-        return _of_count(str(source))
+    if isinstance(source, int) or (isinstance(source, float) and source.is_integer()):
+        return _of_count(str(int(source)))
+    if isinstance(source, torch.optim.Optimizer):
+        return _of_parameters(source.param_groups)
     if isinstance(source, (str, os.PathLike)):
         return _of_text(os.fspath(source))
     if isinstance(source, Mapping):
@@ -148,7 +151,8 @@ def _of_text(text: str) -> Iterable[Weight]:
             return tuple(_of_count(text))
         except ValueError:
             raise SizesError(
-                f"there is no file or folder {text!r}, and it is no number of parameters such as 7B"
+                f"there is no file or folder {text!r}, and it is no number of parameters such as 7B; of a model on a "
+                "hub, download the config.json"
             ) from None
     return _of_path(path)
 
@@ -167,10 +171,24 @@ def _of_path(path: Path) -> Iterable[Weight]:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in (_INDEX, "model.safetensors", "config.json"):
-        if (folder / name).is_file():
-            return folder / name
-    raise SizesError(f"{str(folder)!r} has no {_INDEX}, model.safetensors or config.json")
+    """Return what says the sizes; a clone without its large files has the config.json."""
+    found = [folder / name for name in (_INDEX, "model.safetensors", "config.json") if (folder / name).is_file()]
+    if not found:
+        raise SizesError(f"{str(folder)!r} has no {_INDEX}, model.safetensors or config.json")
+    return next((path for path in found if _is_whole(path)), found[0])
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether what `path` needs is there: the files that an index names, and no pointers in their place."""
+    if path.name == "config.json":
+        return True
+    needed = _shards_of(path, _json(path)) if path.name == _INDEX else [path]
+    return all(each.is_file() and not _is_pointer(each) for each in needed)
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -185,9 +203,16 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _shards_of(index: Path, content: Mapping[str, Any]) -> list[Path]:
+    """Return the files that an index names."""
+    names = content.get("weight_map")
+    if not isinstance(names, Mapping):
+        raise SizesError(f"{str(index)!r} is no index of safetensors: it has no 'weight_map'")
+    return [index.parent / Path(name).name for name in dict.fromkeys(map(str, names.values()))]
+
+
 def _shards(index: Path, content: Mapping[str, Any]) -> list[Path]:
-    names = dict.fromkeys(str(name) for name in content["weight_map"].values())
-    shards = [index.parent / Path(name).name for name in names]
+    shards = _shards_of(index, content)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise SizesError(
@@ -230,7 +255,10 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _header_bytes(file: BinaryIO) -> bytes:
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    if start == _POINTER[:8]:
+        raise ValueError("it is a pointer of git-lfs, which stands for the file; give the config.json instead")
+    length = int.from_bytes(start, "little")
     if not 0 < length <= _MAX_HEADER_NBYTES:
         raise ValueError(f"its header would be {length} bytes long")
     header = file.read(length)

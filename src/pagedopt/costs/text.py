@@ -23,6 +23,10 @@ PHASES = {
 }
 
 
+_TOLD = {"torch": "torch {}", "backend": "{} backend", "folder": "spill file in {}", "page": "pages of {}"}
+"""How what rates were measured on is told."""
+
+
 def plan_as_json(plan: CostPlan) -> str:
     """Return all of `plan` as JSON."""
     return json.dumps(_plain(plan), indent=2)
@@ -126,7 +130,8 @@ def _rates(rates: Rates | None) -> Iterator[str]:
         spoken.append(f"overlap {rates.overlap:.0%}")
     yield "rates: " + ", ".join(spoken)
     if rates.machine:
-        yield "of: " + ", ".join(value for name, value in rates.machine.items() if name != "disk")
+        told = [_TOLD.get(name, "{}").format(value) for name, value in rates.machine.items() if name != "disk"]
+        yield "of: " + "; ".join(told)
 
 
 def format_seconds(seconds: float) -> str:

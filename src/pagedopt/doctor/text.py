@@ -23,6 +23,8 @@ def as_json(checks: Sequence[Check]) -> str:
 def as_table(checks: Sequence[Check]) -> Table:
     """Return the findings as a table for a terminal: state, name, and what was found with what it costs below."""
     table = Table.grid(padding=(0, 2))
+    for _ in ("state", "name", "what was found"):
+        table.add_column(overflow="fold")
     for check in checks:
         table.add_row(Text(check.state, _STYLES[check.state]), check.name, Text(_told(check)))
     return table

@@ -87,7 +87,7 @@ class Recoded:
     def fill(self, span: Span, arrays: Mapping[int, Tensor]) -> None:
         """Fill the span's part of each array, flat tensors by index in `FIELDS`."""
         reader = self._reader
-        if isinstance(reader, Kept) and reader.state_format is self._format and reader.grid == self._grid:
+        if isinstance(reader, Kept) and self._is_kept_so(reader):
             for index, into in arrays.items():
                 reader.fill(index, *span.bounds(FIELDS[self._format][index].per), into)
             return
@@ -97,6 +97,12 @@ class Recoded:
                 per = FIELDS[self._format][index].per
                 first, (start, stop) = span.bounds(per)[0], piece.bounds(per)
                 into[start - first : stop - first].copy_(encoded[index])
+
+    def _is_kept_so(self, reader: Kept) -> bool:
+        """Whether the arrays of `reader` are those to be written; with one block, tensor-wise is block-wise."""
+        formats = {reader.state_format, self._format}
+        same = len(formats) == 1 or (all(f.is_8bit for f in formats) and self._grid.num_blocks == 1)
+        return same and reader.grid == self._grid
 
     def _encoded(self, span: Span) -> list[Tensor]:
         moments = self._reader.moments(span.start, span.stop)

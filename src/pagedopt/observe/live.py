@@ -78,8 +78,16 @@ class live:  # noqa: N801 - a context manager that people call like a function
         elif self._final and self._num_steps:
             print(self.line(), file=self._file)
 
-    def line(self) -> str:
-        """Return the line as it is now."""
+    def line(self, width: int | None = None) -> str:
+        """Return the line as it is now; if it is wider than `width`, with shorter words, and with less in front."""
+        long, short = self._parts()
+        parts = long if width is None or len(_joined(long)) <= width else short
+        while width is not None and len(_joined(parts)) > width and len(parts) > 1:
+            parts = parts[1:]  # what paging costs comes last
+        return _joined(parts)
+
+    def _parts(self) -> tuple[list[str], list[str]]:
+        """Return the parts of the line in full words, and in short ones."""
         memory = [optimizer.memory_stats() for optimizer in self._optimizers]
         resident, pages = sum(m.resident_pages for m in memory), sum(m.pages for m in memory)
         budget = memory[0].budget_bytes  # of the pager, which they share
@@ -87,16 +95,23 @@ class live:  # noqa: N801 - a context manager that people call like a function
         moved = sum(self._stats.bytes_read.values()) + sum(written.values())
         waited = self._stats.stalled_seconds
         share = waited / max(time.perf_counter() - self._began, 1e-9)
-        return " · ".join(
-            (
-                "pagedopt",
-                f"budget {'unlimited' if budget is None else format_bytes(budget)}",
-                f"resident {resident} of {pages} pages",
-                f"{format_bytes(moved / num_steps)} a step",
-                f"waited {waited / num_steps * 1e3:.3g} ms a step ({share:.0%})",
-                f"SSD {format_bytes(written['disk'])} written",
-            )
-        )
+        bounded = "unlimited" if budget is None else format_bytes(budget)
+        a_step, waited_a_step = format_bytes(moved / num_steps), f"{waited / num_steps * 1e3:.3g} ms"
+        return [
+            "pagedopt",
+            f"budget {bounded}",
+            f"resident {resident} of {pages} pages",
+            f"{a_step} a step",
+            f"waited {waited_a_step} a step ({share:.0%})",
+            f"SSD {format_bytes(written['disk'])} written",
+        ], [
+            "pagedopt",
+            bounded,
+            f"{resident}/{pages} pages",
+            f"{a_step}/step",
+            f"waited {waited_a_step} ({share:.0%})",
+            f"SSD {format_bytes(written['disk'])}",
+        ]
 
     def _after_step(self, optimizer: PagedOptimizer) -> None:
         self._num_steps += 1
@@ -109,7 +124,12 @@ class live:  # noqa: N801 - a context manager that people call like a function
             from rich.text import Text
 
             self._shown = time.perf_counter()
-            self._live.update(Text(self.line(), no_wrap=True, overflow="ellipsis"), refresh=True)
+            line = self.line(self._live.console.width)
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def _joined(parts: list[str]) -> str:
+    return " · ".join(parts)
 
 
 def _ignore(optimizer: PagedOptimizer) -> None:

@@ -113,7 +113,7 @@ class StateOptions:
         """Return those of `values` that are state options, checked."""
         checked: dict[str, Any] = {}
         if "optim_bits" in values:
-            checked["optim_bits"] = whole(values["optim_bits"], "optim_bits", 8, 32)
+            checked["optim_bits"] = whole(values["optim_bits"], "optim_bits", 0)
             if checked["optim_bits"] not in (8, 32):
                 raise ValueError(f"optim_bits must be 8 or 32, got {values['optim_bits']!r}")
         if "min_8bit_size" in values:

@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pagedopt.errors import SpillError
 from pagedopt.optim.store import Store
+from pagedopt.units import format_bytes
 
 _ALWAYS_RAM = 1 << 16
 """Bytes: arrays up to this size are never worth a file."""
@@ -43,6 +45,18 @@ def mapped_in(folder: Path | None) -> Callable[..., Tensor]:
 
 
 def _mapped_bytes(nbytes: int, folder: Path | None) -> Tensor:
+    try:
+        return _mapped_file(nbytes, folder)
+    except OSError as error:
+        where, reason = folder or Path(tempfile.gettempdir()), (error.strerror or str(error)).lower()
+        raise SpillError(
+            error.errno,
+            f"could not make a file of {format_bytes(nbytes)} for a snapshot of the state in {where}: {reason}; free "
+            "some room there, or use pagedopt.save, which needs no such file",
+        ) from error
+
+
+def _mapped_file(nbytes: int, folder: Path | None) -> Tensor:
     handle, path = tempfile.mkstemp(prefix="pagedopt-snapshot-", dir=folder)
     try:
         if hasattr(os, "posix_fallocate"):

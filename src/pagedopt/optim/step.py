@@ -14,7 +14,7 @@ from pagedopt.optim.counters import Slots, StepCounters
 from pagedopt.optim.parts import local_gradient, local_tensor
 from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
-from pagedopt.optim.strided import gather, is_flat, scatter
+from pagedopt.optim.strided import gather, has_shared_values, is_flat, scatter
 from pagedopt.paging.sweep import sweep
 from pagedopt.ranges import profiled
 
@@ -57,11 +57,18 @@ class Step:
         tensors = [grad for grad in self._grads if grad is not None] + self._params
         if all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors)):
             return {}  # as nearly always: all of them `is_flat`, found without a call in Python for each
-        return {
+        strided = {
             operand: grad
             for operand, grad in enumerate(self._grads)
             if grad is not None and not (is_flat(grad) and is_flat(self._params[operand]))
         }
+        for param in (self._params[operand] for operand in strided):
+            if has_shared_values(param):
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} is expanded: several of its values are one in memory; "
+                    "train what it was expanded from"
+                )
+        return strided
 
     def advance(self) -> None:
         """Count the step of every live operand and fold this step's scalars."""

@@ -128,7 +128,7 @@ class Store:
     def pages(self) -> dict[torch.device, set[int]]:
         """Return the pages that hold this store's state, by device."""
         found: dict[torch.device, set[int]] = {}
-        for record in self.records.values():
+        for record in list(self.records.values()):  # whoever asks may be another thread than the one that places
             found.setdefault(record.device, set()).update(page for page, _ in record.segments)
         return found
 

@@ -20,6 +20,11 @@ def is_flat(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and not tensor.is_neg()
 
 
+def has_shared_values(tensor: Tensor) -> bool:
+    """Return whether `tensor` is expanded, so that several of its values are one in memory."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 def pieces(tensor: Tensor, start: int, stop: int) -> Iterator[Tensor]:
     """Yield views of `tensor` that hold, one after the other, its row-major values [start, stop)."""
     if start >= stop:

@@ -266,6 +266,7 @@ class DevicePager:
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
         residency = self._residency
+        self._refuse_closed()
         residency.regrow()
         residency.table.line_up(pages)
 

@@ -107,8 +107,8 @@ class Residency:
         )
 
     def memory_of(self, numbers: Iterable[int]) -> PagingMemory:
-        """Where some of the pages are; the frames counted are those that they are in."""
-        pages = [self.table[number] for number in numbers]
+        """Where some of the pages are; the frames counted are those that they are in. One that is gone is nowhere."""
+        pages = [self.table[number] for number in numbers if number in self.table]
         num_resident = sum(page.state in _IN_FRAMES for page in pages)
         homes = [] if self.tier is None else [self.tier.home(page.number) for page in pages]
         return PagingMemory(

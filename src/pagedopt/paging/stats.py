@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 from pagedopt.tiers.base import HOMES, Home
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PagingStats:
     """Counts since the pager was made or its stats were reset.
 
@@ -32,6 +32,12 @@ class PagingStats:
     bytes_written: Mapping[Home, int] = field(default_factory=lambda: MappingProxyType(dict.fromkeys(HOMES, 0)))
     stalls: int = 0
     stalled_seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        values = [getattr(self, each.name) for each in fields(self)]
+        plain = [dict(value) if isinstance(value, Mapping) else value for value in values]
+        told = ", ".join(f"{each.name}={value!r}" for each, value in zip(fields(self), plain, strict=True))
+        return f"PagingStats({told})"
 
     def __add__(self, other: PagingStats) -> PagingStats:
         """Return the sum, as of the pagers of several devices."""

@@ -60,8 +60,10 @@ def read_results(content: Mapping[str, Any]) -> ResultsContent:
     Raises:
         ValueError: it is no file of results that this version reads.
     """
-    if content.get("schema") != 1:
-        raise ValueError(f"results have schema {content.get('schema')}, this version draws 1; run the bench again")
+    if "schema" not in content:
+        raise ValueError("it is neither a trace nor results of the bench; pass a file that one of them wrote")
+    if content["schema"] != 1:
+        raise ValueError(f"results have schema {content['schema']}, this version draws 1; run the bench again")
     try:
         machine = content["machine"]
         where = machine["accelerator"] or f"{machine['cpu']}, {machine['threads']} threads"
