@@ -182,13 +182,12 @@ def ordinary_way(
 ) -> list[int]:
     """Return the shortest way from the first instruction to an exit through one whose text is marked."""
     cost, before = shortest(0, edges, instructions)
-    exits = [
-        i for i, instruction in enumerate(instructions) if instruction.name == "EXIT" and not instruction.predicate
-    ]
+    exits = [i for i, instruction in enumerate(instructions) if instruction.name == "EXIT"]
     best: tuple[int, list[int]] | None = None
     for mark in (i for i, instruction in enumerate(instructions) if is_marked(instruction.text) and i in cost):
         onward, before_exit = shortest(mark, edges, instructions)
-        for end in (end for end in exits if end in onward):
+        ends = [end for end in exits if end in onward]
+        for end in [end for end in ends if not instructions[end].predicate] or ends:
             total = cost[mark] + onward[end]
             if best is None or total < best[0]:
                 best = total, [*_walk(before, mark, 0), *_walk(before_exit, end, mark)[1:]]

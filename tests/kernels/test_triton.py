@@ -166,6 +166,24 @@ def test_a_whole_tile_without_zeros_gives_the_bits_of_the_reference_and_so_does_
         assert_equal_but_for_nan(twins)
 
 
+@pytest.mark.parametrize("zero", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("state_format", [BLOCKWISE, TENSORWISE], ids=name_of)
+def test_one_zero_in_one_moment_of_a_whole_tile_gives_the_bits_of_the_reference(state_format, zero):
+    """A moment that is zero beside one that is not: m keeps the zero code, and a root of zero is lifted."""
+    twins = Twins([(4096,)], [state_format])
+    for step in (1, 2):
+        twins.step([normal(4096, step) + 0.5], [scalars(step)])
+    for pages in (twins.pages, twins.our_pages):
+        pages.fill(0, zero, lambda array: array[1234:1235].zero_())
+    grad = normal(4096, 3) + 0.5
+    grad[1234] = 0
+    twins.step([grad], [scalars(3)])
+    twins.assert_equal()
+    codes = twins.pages.state(0)
+    assert (int(codes["exp_avg"][1234]) == 0) is (zero == "exp_avg")
+    assert int(codes["exp_avg_sq"][1234]) != 0
+
+
 def assert_equal_but_for_nan(twins: Twins) -> None:
     for theirs, ours in [*zip(twins.params, twins.ours, strict=True), *zip(*frames_of(twins), strict=True)]:
         assert torch.equal(theirs.isnan(), ours.cpu().isnan())

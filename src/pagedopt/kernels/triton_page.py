@@ -121,11 +121,13 @@ def measure_page(
                 segment, tile, grad, field_0, field_1, field_2, field_3, scalars, codec, absmax, GRAD, BLOCKS, 2
             )
         else:
-            for each in range(num_parts(segment, tile, BLOCKS)):
-                part = tile * (BLOCKS // 4) + each
+            part = tile * (BLOCKS // 4)
+            end = part + num_parts(segment, tile, BLOCKS)
+            while part < end:
                 measure_tensorwise(
                     segment, part, grad, field_0, field_1, field_2, field_3, scalars, codec, absmax, GRAD, 4, 0
                 )
+                part += 1
 
 
 @triton.jit(do_not_specialize=_TABLES)

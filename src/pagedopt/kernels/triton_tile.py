@@ -43,11 +43,13 @@ def float32_tile(
     LAYOUT: tl.constexpr,
     AMSGRAD: tl.constexpr,
 ):
-    for each in range(num_parts(segment, tile, BLOCKS)):
-        part = tile * (BLOCKS // 4) + each
+    part = tile * (BLOCKS // 4)
+    end = part + num_parts(segment, tile, BLOCKS)
+    while part < end:
         _update_float32(
             segment, part, param, grad, field_0, field_1, field_2, scalars, PARAM, GRAD, BY_HAND, LAYOUT, AMSGRAD
         )
+        part += 1
 
 
 @triton.jit
@@ -124,8 +126,9 @@ def blockwise_tile(
             LAYOUT,
         )
     else:
-        for each in range(num_parts(segment, tile, BLOCKS)):
-            part = tile * (BLOCKS // 4) + each
+        part = tile * (BLOCKS // 4)
+        end = part + num_parts(segment, tile, BLOCKS)
+        while part < end:
             _update_blockwise(
                 segment,
                 part,
@@ -143,6 +146,7 @@ def blockwise_tile(
                 BY_HAND,
                 LAYOUT,
             )
+            part += 1
 
 
 @triton.jit
@@ -230,8 +234,9 @@ def tensorwise_tile(
             LAYOUT,
         )
     else:
-        for each in range(num_parts(segment, tile, BLOCKS)):
-            part = tile * (BLOCKS // 4) + each
+        part = tile * (BLOCKS // 4)
+        end = part + num_parts(segment, tile, BLOCKS)
+        while part < end:
             _update_tensorwise(
                 segment,
                 part,
@@ -250,6 +255,7 @@ def tensorwise_tile(
                 BY_HAND,
                 LAYOUT,
             )
+            part += 1
 
 
 @triton.jit
