@@ -17,7 +17,7 @@ from pagedopt.codecs.blockwise import encode
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.instructions import (
+from bench.gpu_instructions import (
     BLOCKWISE,
     GATHER_CONFLICTS,
     GPUS,
@@ -122,7 +122,7 @@ def busiest_bank(words: Tensor) -> float:
 def counts(only: str, tmp_path: Path) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "bench.instructions", "--json", "--only", only]
+    command = [sys.executable, "-m", "bench.gpu_instructions", "--json", "--only", only]
     child = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
     (found,) = json.loads(child.stdout).values()

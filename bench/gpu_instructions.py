@@ -1,4 +1,4 @@
-"""`python -m bench.instructions`: what the Triton kernels take of an NVIDIA GPU, counted without one.
+"""`python -m bench.gpu_instructions`: what the Triton kernels take of an NVIDIA GPU, counted without one.
 
     kernel -> compiled for the GPU -> its instructions -> those that a whole tile of ordinary numbers passes through
 
@@ -359,7 +359,7 @@ def table(arch: int, only: str) -> str:
 
 def main() -> None:
     """Print the counts."""
-    parser = argparse.ArgumentParser(prog="python -m bench.instructions", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_instructions", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, choices=GPUS, default=90, help="sm_80, sm_89 or sm_90")
     parser.add_argument("--only", default="", metavar="TITLE", help="kernels whose title begins so")
     parser.add_argument("--json", action="store_true", help="everything that was counted")
