@@ -14,7 +14,7 @@ from simulated import Faults, SimulatedTier, check_invariants, new_poisoned_buff
 
 from pagedopt.errors import BudgetError, SpillError, StateLostError
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.residency import PageEvent
+from pagedopt.paging.events import PageEvent
 from pagedopt.paging.sweep import sweep
 
 

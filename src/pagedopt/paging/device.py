@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
 from pagedopt.paging.automatic import AutomaticBudget
+from pagedopt.paging.events import Observer
 from pagedopt.paging.frames import FramePool
 from pagedopt.paging.mending import mend
-from pagedopt.paging.residency import Observer, Residency
+from pagedopt.paging.residency import Residency
 from pagedopt.paging.stats import PagingMemory, PagingStats
 from pagedopt.tiers.base import Tier
 from pagedopt.tiers.streams import InOrder, Streams

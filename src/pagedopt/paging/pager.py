@@ -7,7 +7,8 @@
       │           ├── FramePool    frames, charged before allocated            frames.py     tensors, no policy
       │           ├── Replacement  which page leaves next                      replacement.py
       │           ├── Tier         where pages are that have no frame          pagedopt.tiers
-      │           └── Streams      the order of work on the device             pagedopt.tiers.streams
+      │           ├── Streams      the order of work on the device             pagedopt.tiers.streams
+      │           └── PageEvent    what observers are told                     events.py
       ├── AutomaticBudget  frames from step to step on an accelerator          automatic.py
       └── Ledger       RAM, shared by all devices                              budget.py
     sweep              one pass over pages, in order                           sweep.py
