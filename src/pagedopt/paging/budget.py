@@ -34,9 +34,7 @@ class Ledger:
 
     def __init__(self, limit: int | Callable[[], int] | None) -> None:
         self._limit = limit
-        self._lock = (
-            threading.RLock()
-        )  # the garbage collector may run a finalizer that refunds, in the middle of a charge
+        self._lock = threading.RLock()  # the collector may run a finalizer that refunds, in the middle of a charge
         self.charged = 0
 
     @property

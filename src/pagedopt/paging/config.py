@@ -15,7 +15,7 @@ from pagedopt.errors import BudgetError
 from pagedopt.units import format_bytes, parse_bytes
 
 MIN_PAGE_NBYTES = 64 << 10
-"""Smaller pages would cost more bookkeeping (about 20 µs each) than transfer."""
+"""Smaller pages would cost many times more bookkeeping (see below) than transfer."""
 
 PAGE_ALIGNMENT = 4096
 """A page is whole blocks of every disk and whole pages of every CPU, so that it can be read past the page cache."""
@@ -28,7 +28,7 @@ torch's allocator takes a segment for each frame, so that frames given back can 
 
 RESIDENT_PAGE_NBYTES = 64 << 20
 """Where everything stays on an accelerator, a page is nothing but a launch. By an H100's bandwidth 16 MiB of 8-bit
-state are over in 30 us: little for what the last tiles and the next launch waste, and for the host.
+state are over in 30 µs: little for what the last tiles and the next launch waste, and for the host.
 """
 
 AUTOMATIC_PAGES_PER_BUDGET = 16
