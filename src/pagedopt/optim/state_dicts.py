@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, Real) and type(value) not in (bool, int, float):
+    if isinstance(value, Real) and not isinstance(value, bool):
         return int(value) if isinstance(value, Integral) else float(value)
     if type(value) is list or type(value) is tuple:
         return type(value)(map(_plain, value))
