@@ -208,7 +208,7 @@ def test_each_kind_of_damage_says_its_file_and_reason(checkpoints: list[Files], 
     with pytest.raises(CheckpointError, match="nothing is no checkpoint"):
         pagedopt.load(fresh(), tmp_path / "nothing")
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="file is no checkpoint"):
+    with pytest.raises(CheckpointError, match="file is a file, and a checkpoint is a folder"):
         pagedopt.load(fresh(), tmp_path / "file")
 
 

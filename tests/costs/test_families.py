@@ -168,10 +168,26 @@ def test_without_transformers_what_it_would_know_is_an_error_that_says_what_woul
 ) -> None:
     without_transformers(monkeypatch)
     with pytest.raises(
-        SizesError, match=r"family 'llava'.*pip install transformers.*safetensors file or index.*--params"
+        SizesError,
+        match=r"LlavaForConditionalGeneration of the family 'llava'.*pip install it.*safetensors file.*--params",
     ):
         weights_of(CONFIGS / "llava-1.5-7b-hf.json")
     assert weights_of(CONFIGS / "Mixtral-8x7B.json")
+
+
+def test_transformers_that_cannot_be_imported_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformers.py").write_text("raise RuntimeError('numpy is of another day')")
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SizesError, match=r"which cannot be imported: numpy is of another day; give a safetensors"):
+        weights_of(CONFIGS / "llava-1.5-7b-hf.json")
+
+
+@pytest.mark.parametrize("classes", [None, 7, "LlamaForCausalLM", [7], {}, []])
+def test_a_list_of_classes_that_is_none_is_not_asked(classes: Any) -> None:
+    assert weights_of({**config_of("llama"), "architectures": classes}) == weights_of(config_of("llama"))
 
 
 @pytest.mark.parametrize(

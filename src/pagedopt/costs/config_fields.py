@@ -55,3 +55,9 @@ class Fields:
         named = [part.get(key) for part in parts if isinstance(part, Mapping) for key in ("dtype", "torch_dtype")]
         text = next((name for name in named if name), "float32")
         return DTYPES.get(str(text).removeprefix("torch."), torch.float32)
+
+
+def classes_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes that a config says it is for."""
+    names = config.get("architectures")
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, (list, tuple)) else ()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pagedopt.costs.config_fields import Fields
+from pagedopt.costs.config_fields import Fields, classes_of
 from pagedopt.costs.decoder_parts import Decoder, Experts, attention, feed_forward, layer
 from pagedopt.costs.weights import Weight
 
@@ -68,8 +68,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 def is_known(config: Mapping[str, Any]) -> bool:
     """Return whether the parameters of `config` are known here: a causal language model of a known family."""
-    classes = config.get("architectures") or ()
-    return config.get("model_type") in FAMILIES and all(str(name).endswith(_CAUSAL) for name in classes)
+    return config.get("model_type") in FAMILIES and all(name.endswith(_CAUSAL) for name in classes_of(config))
 
 
 def weights_of_config(config: Mapping[str, Any], name: str) -> tuple[Weight, ...]:

@@ -6,7 +6,7 @@ comes with a model is run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pagedopt.costs.config_fields import Fields
+from pagedopt.costs.config_fields import Fields, classes_of
 from pagedopt.costs.weights import SizesError
 
 _KINDS = ("ImageTextToText", "CausalLM", "Seq2SeqLM", "MaskedLM")
@@ -36,14 +36,8 @@ def model_of_config(config: Mapping[str, Any], name: str) -> nn.Module:
     Raises:
         SizesError: transformers is not installed, or makes no model of it.
     """
-    try:
-        transformers: Any = import_module("transformers")
-    except ImportError:
-        raise SizesError(
-            f"{name} is of the family {config['model_type']!r}, whose shapes only transformers knows, which is not "
-            f"installed; pip install transformers, or {_OTHERWISE}"
-        ) from None
-    if config["model_type"] not in transformers.CONFIG_MAPPING:
+    transformers, families = _imported(config, name)
+    if config["model_type"] not in families:
         raise SizesError(
             f"transformers {transformers.__version__} does not know the family {config['model_type']!r} of {name}; "
             f"{_OTHERWISE}"
@@ -53,17 +47,35 @@ def model_of_config(config: Mapping[str, Any], name: str) -> nn.Module:
         with _quiet(transformers), torch.device("meta"):
             model: nn.Module = _made(transformers, fields)
     except Exception as error:  # what is in a config reaches all of transformers
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SizesError(
-            f"transformers {transformers.__version__} makes no model of {name}: {reason:.300}; {_OTHERWISE}"
+            f"transformers {transformers.__version__} makes no model of {name}: {_reason(error)}; {_OTHERWISE}"
         ) from error
     return model.to(Fields(config, name).dtype)
 
 
+def _imported(config: Mapping[str, Any], name: str) -> tuple[Any, Container[str]]:
+    """Return transformers, and the families that it knows."""
+    kind = " or ".join(classes_of(config)) or "model"
+    about = f"{name} is a {kind} of the family {config['model_type']!r}, whose shapes only transformers knows"
+    try:
+        transformers = import_module("transformers")
+        families = transformers.CONFIG_MAPPING  # which imports half of it
+    except Exception as error:  # an installation can be broken in any way
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
+        trouble = "is not installed; pip install it, or" if is_missing else f"cannot be imported: {_reason(error)};"
+        raise SizesError(f"{about}, which {trouble} {_OTHERWISE}") from error
+    return transformers, families
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says; some list all families."""
+    return f"{str(error).strip().partition(chr(10))[0] or type(error).__name__:.300}"
+
+
 def _made(transformers: Any, fields: dict[str, Any]) -> Any:
     made = transformers.AutoConfig.for_model(**fields)
-    for name in made.architectures or ():
-        model_class = getattr(transformers, str(name), None)
+    for name in classes_of(fields):
+        model_class = getattr(transformers, name, None)
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return model_class(made)
     return _auto_class(transformers, made)(made)
