@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from child import report_of
 from oracle import assert_same_params, assert_same_state, give, random_grads, random_params, train, twins
-from pagedopt import AdamW, AdamW8bit, GlobalOptimManager, PagedAdamW, PagedAdamW8bit, SpillError, save
+from pagedopt import AdamW, AdamW8bit, GlobalOptimManager, PagedAdamW, PagedAdamW8bit, SpillError, load, save
 from residue import needs_proc, open_files_in, tight_paging
 
 pytestmark = pytest.mark.framework("torch.optim", "`state_dict()`, `load_state_dict()`, pickle and deepcopy")
@@ -106,6 +106,20 @@ def test_a_state_dict_goes_through_every_file_format(cls: Any) -> None:
     flat = {f"{i}.{k}": v for i, entry in state_dict["state"].items() for k, v in entry.items()}
     back = safetensors.torch.load(safetensors.torch.save(flat))
     assert all(torch.equal(back[name], value) for name, value in flat.items())
+
+
+@each_class
+def test_numbers_of_numpy_in_groups_are_saved_as_numbers(cls: Any, tmp_path: Path) -> None:
+    """D1: a schedule that computes with NumPy does not keep a checkpoint from being written or read."""
+    numpy = pytest.importorskip("numpy")
+    opt, _ = _trained(cls)
+    opt.param_groups[0].update(lr=numpy.float64(0.25), betas=(numpy.float32(0.5), 0.75), turns=numpy.int64(3))
+    for group in (_saved(opt.state_dict())["param_groups"][0], opt.state_dict()["param_groups"][0]):
+        assert (group["lr"], group["betas"], group["turns"]) == (0.25, (0.5, 0.75), 3)
+        assert {type(number) for number in (group["lr"], *group["betas"])} == {float}
+    save(opt, tmp_path / "checkpoint")
+    load(opt, tmp_path / "checkpoint")
+    assert (opt.param_groups[0]["lr"], opt.param_groups[0]["turns"]) == (0.25, 3)
 
 
 def test_the_groups_say_which_codec_wrote_the_state() -> None:

@@ -77,6 +77,28 @@ def test_clearing_state_starts_over(cls: Any, start_over: Any) -> None:
     assert_same_state(opt.state_dict(), fresh.state_dict())
 
 
+@each_class
+def test_state_that_is_put_aside_can_be_brought_back(cls: Any) -> None:
+    """C1: who keeps `optimizer.state`, gives the optimizer another one and the first again later, goes on as before."""
+    ours, theirs = twins(random_params(SHAPES))
+    opt, plain = cls(ours, **_options(cls)), cls(theirs)
+    for optimizer, params in ((opt, ours), (plain, theirs)):
+        train(optimizer, params, 3)
+    aside, opt.state = opt.state, defaultdict(dict)
+    assert not opt.state
+    assert opt.memory_stats().pages == 0
+    others = random_params(SHAPES)
+    give(ours, [None] * len(ours))
+    opt.param_groups[0]["params"] = others
+    train(opt, others, 1)
+    opt.param_groups[0]["params"] = ours
+    opt.state = aside
+    for optimizer, params in ((opt, ours), (plain, theirs)):
+        train(optimizer, params, range(3, 5))
+    assert_same_params(ours, theirs)
+    assert_same_state(opt.state_dict(), plain.state_dict())
+
+
 # C2: the entry of one parameter.
 
 

@@ -168,13 +168,16 @@ class OptimizerMachine(RuleBasedStateMachine):
 
     @rule(seed=seeds, key=st.sampled_from(("exp_avg", "exp_avg_sq")), hold=st.booleans(), detached=st.booleans())
     def edit(self, seed: int, key: str, hold: bool, detached: bool) -> None:
-        tensors = [opt.state[p].get(key) for opt, p in zip((self.paged, self.plain), self.pair(seed), strict=True)]
+        optimizers, pair = (self.paged, self.plain), self.pair(seed)
+        tensors = [optimizer.state[param].get(key) for optimizer, param in zip(optimizers, pair, strict=True)]
         if any(tensor is None for tensor in tensors):
             return
         if hold:
             self.held.append((tensors[0].detach(), tensors[1].detach()) if detached else (tensors[0], tensors[1]))
         for tensor in tensors:
             tensor.view(-1)[::3] = 0
+        for optimizer, param, tensor in zip(optimizers, pair, tensors, strict=True):
+            assert bytes_in(optimizer.state[param].copy()[key]) == bytes_in(tensor)
 
     @precondition(lambda self: getattr(self, "held", None))
     @rule()

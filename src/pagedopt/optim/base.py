@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -280,7 +281,13 @@ class PagedOptimizer(torch.optim.Optimizer):
     def state(self, values: Mapping[Any, Any]) -> None:
         if values is not self._state_map:
             taken = dict(values)
-            self._state_map.clear()
+            self._state_map.part_with_all()
+            before = ref(self._state_map)
+            self._state_map = self._placement.states = StateMap(self._store.discard, self._store.clear)
+            held = before()
+            if held is not None:  # as by who puts the state aside, to bring it back later
+                held.leave()
+            self._store.clear()
             self._state_map.update(taken)
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Placement:
     def __init__(self, parameters: Parameters, store: Store, states: StateMap) -> None:
         self._parameters = parameters
         self._store = store
-        self._states = states
+        self.states = states
         self._followed_version = 0
 
     def format_for(self, param: Tensor) -> StateFormat:
@@ -66,9 +66,9 @@ class Placement:
     def take_in(self) -> None:
         """Convert what was assigned to `state` into pages."""
         entries = {
-            param: dict(self._states[param])
-            for param in (self._parameters.all if self._states.unbound else ())
-            if id(param) in self._states.unbound and self._states.get(param)
+            param: dict(self.states[param])
+            for param in (self._parameters.all if self.states.unbound else ())
+            if id(param) in self.states.unbound and self.states.get(param)
         }
         if not entries:
             return
@@ -88,9 +88,9 @@ class Placement:
             return
         for param, record in list(self._store.records.items()):
             if self.format_for(param) is not record.state_format:
-                entry = self._states[param].snapshot()
+                entry = self.states[param].snapshot()
                 incoming = state_dicts.check_entries({param: entry}, self.format_for, self._parameters.name_of)
-                self._states[param] = entry
+                self.states[param] = entry
                 self._take_in_one(param, incoming[param], entry)
         self._followed_version = self._parameters.version
 
@@ -102,7 +102,7 @@ class Placement:
                 "over processes; set percentile_clipping=100 and use torch.nn.utils.clip_grad_norm_"
             )
         record = self._store.place(param, state_format, part=part, device=param.device)
-        self._states.bind(param, self._store, record)
+        self.states.bind(param, self._store, record)
         return record
 
     def _move(self, param: Tensor, record: Record) -> None:
@@ -114,13 +114,13 @@ class Placement:
                 f"{self._parameters.name_of(param)} has shape {tuple(local.shape)}, its state was made for {made_for}; "
                 "remove it from optimizer.state to start over"
             )
-        entry = {param: self._states[param].snapshot()}
-        self._states[param] = entry[param]
+        entry = {param: self.states[param].snapshot()}
+        self.states[param] = entry[param]
         self.take_in()
 
     def _take_in_one(self, param: Tensor, incoming: state_dicts.Incoming, entry: dict[str, Any]) -> None:
         try:
             self.write({param: incoming})
         except BaseException:
-            self._states[param] = entry  # to be taken in once there is room
+            self.states[param] = entry  # to be taken in once there is room
             raise

@@ -49,6 +49,8 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
 
     def unbind(self) -> None:
         """Become an ordinary dict of what is there now, or of nothing if that is lost."""
+        if self._record is None:
+            return
         try:
             values = self.snapshot()
         except (StateLostError, SpillError):  # it cannot be read any more: then there is nothing to keep
@@ -276,9 +278,19 @@ class StateMap(defaultdict):  # type: ignore[type-arg]
         for parameter, entry in dict(*others, **values).items():
             self[parameter] = entry
 
-    def clear(self) -> None:
+    def leave(self) -> None:
+        """Become an ordinary dict of ordinary dicts: the optimizer has another state from now on."""
+        for entry in self.values():
+            entry.unbind()
+        self._discard, self._clear = _nothing, _nothing
+
+    def part_with_all(self) -> None:
+        """Let entries that somebody else holds, too, keep what is in them when all state goes."""
         for parameter in self:
             self._part_with(parameter)
+
+    def clear(self) -> None:
+        self.part_with_all()
         super().clear()
         self.unbound.clear()
         self._clear()
@@ -287,9 +299,13 @@ class StateMap(defaultdict):  # type: ignore[type-arg]
         return dict, ({parameter: entry.snapshot() for parameter, entry in self.items()},)
 
 
+def _nothing(*_: Any) -> None:
+    """There are no pages to be given back."""
+
+
 def _references_of_one_holder() -> int:
     """Return the references to an entry that only its map holds: how many a call adds is Python's affair."""
-    states = StateMap(lambda _: None, lambda: None)
+    states = StateMap(_nothing, _nothing)
     states[0] = {}
     return states._num_references(0)  # noqa: SLF001 - of this module
 

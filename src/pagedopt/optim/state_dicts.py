@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -59,8 +60,16 @@ def _positions(groups: list[dict[str, Any]]) -> dict[int, int]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a group's value as a snapshot: a tensor lr is changed in place by its owner."""
-    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
+    """Return a group's value as a snapshot: a tensor lr is changed in place by its owner, and NumPy's numbers are not
+    what `weights_only` reads.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if type(value) is list or type(value) is tuple:
+        return type(value)(map(_plain, value))
+    return deepcopy(value)
 
 
 @dataclass(frozen=True, slots=True)
