@@ -17,19 +17,8 @@ from pagedopt.codecs.blockwise import encode
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.gpu_instructions import (
-    BLOCKWISE,
-    GATHER_CONFLICTS,
-    GPUS,
-    count_listing,
-    in_loops,
-    ordinary_way,
-    parse,
-    pipe_clocks,
-    pipe_of,
-    successors,
-    width,
-)
+from bench.gpu_instructions import BLOCKWISE, GATHER_CONFLICTS, GPUS, count_listing, pipe_clocks, pipe_of, width
+from bench.listing import in_loops, ordinary_way, parse, successors
 
 ROOT = Path(__file__).parent.parent.parent
 
