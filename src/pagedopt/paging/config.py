@@ -93,8 +93,8 @@ class PagingConfig:
 
     @property
     def working_set(self) -> int:
-        """Frames that a sweep needs at once: the page in use, those being read ahead and those being written behind."""
-        return 1 + 2 * self.prefetch_depth
+        """Frames that a sweep needs at once."""
+        return working_set_of(self.prefetch_depth)
 
     def frame_budget(self, device: torch.device) -> tuple[str, int | None]:
         """Return the name and value of the budget that the frames of `device` come from."""
@@ -129,9 +129,14 @@ class PagingConfig:
             raise too_small(name, budget, page_nbytes, self.prefetch_depth)
 
 
+def working_set_of(prefetch_depth: int) -> int:
+    """Return the frames that a sweep needs at once: the page in use, those read ahead and those written behind it."""
+    return 1 + 2 * prefetch_depth
+
+
 def too_small(name: str, budget: int, page_nbytes: int, prefetch_depth: int) -> BudgetError:
     """Return the error that says what `budget` lacks and what to do."""
-    working_set = 1 + 2 * prefetch_depth
+    working_set = working_set_of(prefetch_depth)
     need = working_set * page_nbytes
     return BudgetError(
         f"{name} of {budget} bytes ({format_bytes(budget)}) is less than the working set of {working_set} pages of "

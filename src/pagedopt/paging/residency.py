@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from copy import copy
 
 from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
-from pagedopt.paging.config import too_small
+from pagedopt.paging.config import too_small, working_set_of
 from pagedopt.paging.events import Observer, PageEvent
 from pagedopt.paging.frames import Frame, FramePool
 from pagedopt.paging.replacement import Replacement
@@ -66,7 +66,7 @@ class Residency:
     @property
     def working_set(self) -> int:
         """Frames that a sweep needs at once."""
-        return 1 + 2 * self.prefetch_depth
+        return working_set_of(self.prefetch_depth)
 
     @property
     def memory(self) -> PagingMemory:
