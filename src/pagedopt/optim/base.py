@@ -149,7 +149,7 @@ class PagedOptimizer(torch.optim.Optimizer):
         with self._store.lock:
             if not self._is_closed and not self._store.is_lost:
                 for plan in self._parameters.plans_of(None):
-                    plan.pager.fetch(plan.pages)
+                    plan.pager.prefetch(plan.pages)
 
     def _new_step(self, plan: Plan, grads: list[Tensor | None], *, is_part: bool = False) -> Step:
         return Step(plan, grads, self._store.counters, kernel_for(plan.device), is_part=is_part)

@@ -238,10 +238,6 @@ class DevicePager:
             residency.retire(entry)
             self._unpinned.notify_all()
 
-    def prefetch(self, page: int) -> None:
-        """Start reading `page` if there is a frame for it: a hint, which changes nothing but time."""
-        self.fetch([page])
-
     def look_ahead(self, page: int) -> None:
         """Prefetch `page` and the `prefetch_depth` pages expected after it: what a sweep does before each page."""
         if self._residency.tier is not None:  # asked without the lock, as is right for a hint: else all are resident
@@ -253,13 +249,13 @@ class DevicePager:
         if page in table:
             self._residency.read_ahead([table[page], *table.following(table[page], self.prefetch_depth)])
 
-    def fetch(self, pages: Sequence[int]) -> None:
-        """Start reading what a sweep over `pages` needs first, as far as there are frames for it: a hint."""
+    def prefetch(self, pages: Sequence[int]) -> None:
+        """Start reading what a sweep over `pages` needs first, as far as there are frames: it changes only time."""
         if self._residency.tier is not None:
-            self._read_ahead(pages[: 1 + self.prefetch_depth])
+            self._prefetch(pages[: 1 + self.prefetch_depth])
 
     @_turn
-    def _read_ahead(self, pages: Sequence[int]) -> None:
+    def _prefetch(self, pages: Sequence[int]) -> None:
         table = self._residency.table
         self._residency.read_ahead([table[page] for page in pages if page in table])
 
