@@ -2,6 +2,7 @@
 
 direct      past the page cache: the disk             buffered      through it: the disk and RAM that nobody counted
 both        reads and writes of the same file at once, half each: what a paged step does
+huge        the same into memory of huge pages, which is what frames of 2 MiB and more are in
 """
 
 from __future__ import annotations
@@ -48,38 +49,37 @@ class RawFile:
         self._requests = requests
         self._fd, self.is_direct = _open(folder, direct=direct)
         self._threads = ThreadPoolExecutor(2 * requests.depth)
-        self._buffers = [mmap.mmap(-1, requests.request_nbytes) for _ in range(2 * requests.depth)]
         noise = os.urandom(requests.request_nbytes)  # a disk may compress, and may keep zeros nowhere
-        for buffer in self._buffers:
-            buffer[:] = noise
+        self._buffers = [_filled(noise) for _ in range(2 * requests.depth)]
+        self._huge_buffers = [_filled(noise, huge=True) for _ in range(2 * requests.depth)]
         self.write()
 
     def read(self) -> None:
         """Read the whole file."""
         if not self.is_direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._run([self._reader(lane) for lane in range(self._requests.depth)])
+        self._run([self._reader(lane, self._buffers) for lane in range(self._requests.depth)])
 
     def write(self) -> None:
         """Write the whole file, until it is on the disk."""
-        self._run([self._writer(lane) for lane in range(self._requests.depth)])
+        self._run([self._writer(lane, self._buffers) for lane in range(self._requests.depth)])
         if not self.is_direct:
             os.fdatasync(self._fd)
 
-    def both(self) -> None:
+    def both(self, *, huge: bool = False) -> None:
         """Read the whole file, and write it behind."""
-        lanes = range(self._requests.depth)
-        self._run([self._reader(lane) for lane in lanes] + [self._writer(lane) for lane in lanes])
+        lanes, buffers = range(self._requests.depth), self._huge_buffers if huge else self._buffers
+        self._run([self._reader(lane, buffers) for lane in lanes] + [self._writer(lane, buffers) for lane in lanes])
 
     def close(self) -> None:
         self._threads.shutdown()
         os.close(self._fd)
 
-    def _reader(self, lane: int) -> Callable[[], None]:
-        return partial(self._move, os.preadv, self._buffers[lane], lane)
+    def _reader(self, lane: int, buffers: list[mmap.mmap]) -> Callable[[], None]:
+        return partial(self._move, os.preadv, buffers[lane], lane)
 
-    def _writer(self, lane: int) -> Callable[[], None]:
-        return partial(self._move, os.pwritev, self._buffers[self._requests.depth + lane], lane)
+    def _writer(self, lane: int, buffers: list[mmap.mmap]) -> Callable[[], None]:
+        return partial(self._move, os.pwritev, buffers[self._requests.depth + lane], lane)
 
     def _move(self, call: Callable[[int, list[mmap.mmap], int], int], buffer: mmap.mmap, lane: int) -> None:
         for offset in self._requests.offsets()[lane :: self._requests.depth]:
@@ -90,6 +90,14 @@ class RawFile:
     def _run(self, moves: list[Callable[[], None]]) -> None:
         for future in [self._threads.submit(move) for move in moves]:
             future.result()
+
+
+def _filled(noise: bytes, *, huge: bool = False) -> mmap.mmap:
+    buffer = mmap.mmap(-1, len(noise), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    buffer[:] = noise
+    return buffer
 
 
 def _open(folder: Path, *, direct: bool) -> tuple[int, bool]:
@@ -125,6 +133,7 @@ def disk_probes(direct: RawFile, buffered: RawFile, requests: Requests) -> list[
 
     return [
         probe("disk read and write", direct.both, 2 * requests.nbytes, note),
+        probe("disk read and write, huge pages", partial(direct.both, huge=True), 2 * requests.nbytes, note),
         probe("disk read", direct.read, requests.nbytes, note),
         probe("disk write", direct.write, requests.nbytes, note),
         probe("disk read, buffered", buffered.read, requests.nbytes, "through the page cache, dropped before"),

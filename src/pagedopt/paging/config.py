@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from pagedopt.errors import BudgetError
+from pagedopt.tiers.buffers import HUGE_NBYTES
 from pagedopt.units import format_bytes, parse_bytes
 
 MIN_PAGE_NBYTES = 64 << 10
@@ -106,6 +107,7 @@ class PagingConfig:
         """Return the bytes of a page of `device`.
 
         Unless told otherwise 16 MiB, and at most 1/16 of an explicit budget; 64 MiB where all stays on an accelerator.
+        In RAM also 2 MiB where two working sets of that fit: such frames are huge pages, which disks move faster.
         """
         if self.page_size is not None:
             return self.page_size
@@ -115,7 +117,10 @@ class PagingConfig:
         if not budget:
             return AUTOMATIC_PAGE_NBYTES
         share = max(budget // AUTOMATIC_PAGES_PER_BUDGET, MIN_PAGE_NBYTES)
-        return min(1 << (share.bit_length() - 1), AUTOMATIC_PAGE_NBYTES)
+        nbytes = min(1 << (share.bit_length() - 1), AUTOMATIC_PAGE_NBYTES)
+        if device.type == "cpu" and budget >= 2 * self.working_set * HUGE_NBYTES:
+            return max(nbytes, HUGE_NBYTES)
+        return nbytes
 
     def check_budget(self, device: torch.device) -> None:
         """Refuse an explicit budget that cannot hold the working set of `device`.
