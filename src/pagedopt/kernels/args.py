@@ -4,7 +4,8 @@
     operands   what this step brings: parameters, gradients, and the scalars each is updated with
     frame      uint8 [page_nbytes]                  the page's state, updated in place
 
-A backend may keep what it makes of a segment table or of operands for as long as these live, by their identity.
+A backend may keep what it makes of a segment table for as long as that lives, by its identity, and what it makes of
+operands in them.
 
 A segment names its parameter by `Column.OPERAND`, the position of that parameter in `operands`. A parameter of a
 hundred pages is one operand, so a step costs Python per parameter and not per page. A kernel passes over a segment
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -67,12 +68,8 @@ class Scalar(IntEnum):
     """8-bit state only: |m / denom| is held to this, 4 * (1 - beta1^t)"""
 
 
-class _WeaklyReferable:
-    __slots__ = ("__weakref__",)  # dataclass(weakref_slot=True) is of Python 3.11
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Operands(_WeaklyReferable):
+class Operands:
     """One step's parameters, gradients and scalars, by operand.
 
     Attributes:
@@ -82,7 +79,7 @@ class Operands(_WeaklyReferable):
         scalars: float32 [rows, len(Scalar)], on the CPU.
         absmax: float32 [num_operands, 2], on the parameters' device. For tensor-wise 8-bit state: `Kernel.measure`
             raises it to the largest finite |m| and sqrt(v) of the whole parameter, `Kernel.update` encodes with it.
-        derived: what a kernel makes of the operands once, at the first page of the step, under its own name.
+        derived: what a backend makes of the operands once, at the first page of the step, under its own name.
     """
 
     params: Sequence[Tensor]
@@ -90,7 +87,7 @@ class Operands(_WeaklyReferable):
     scalar_rows: Sequence[int]
     scalars: Tensor
     absmax: Tensor
-    derived: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    derived: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Kernel(Protocol):

@@ -16,7 +16,6 @@ from collections.abc import MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import triton
@@ -53,13 +52,12 @@ class TritonKernel:
     name = "triton"
 
     def __init__(self) -> None:
-        # Tables live as long as what they were made of. Tensors are told apart by identity, not by their values.
+        # A page's tables live as long as what they were made of, which is told apart by identity and not by its values.
         self._pages: MutableMapping[Tensor, PageTables] = WeakIdKeyDictionary()
-        self._steps: MutableMapping[Operands, StepTables] = WeakKeyDictionary()
 
     def update(self, segments: Tensor, frame: Tensor, operands: Operands) -> None:
         device = frame.device
-        step = self._step(operands, device)
+        step = _step(operands, device)
         page = self._page(segments, device, step)
         codec = codec_table(device)
         with _current(device):
@@ -86,7 +84,7 @@ class TritonKernel:
 
     def measure(self, segments: Tensor, frame: Tensor, operands: Operands) -> None:
         device = frame.device
-        step = self._step(operands, device)
+        step = _step(operands, device)
         page = self._page(segments, device, step)
         if not page.is_tensorwise:
             return
@@ -121,11 +119,12 @@ class TritonKernel:
             page.segments.record_stream(step.stream)
         return page
 
-    def _step(self, operands: Operands, device: torch.device) -> StepTables:
-        step = self._steps.get(operands)
-        if step is None:
-            step = self._steps[operands] = step_tables(operands, device)
-        return step
+
+def _step(operands: Operands, device: torch.device) -> StepTables:
+    step: StepTables | None = operands.derived.get("triton")
+    if step is None:
+        step = operands.derived["triton"] = step_tables(operands, device)
+    return step
 
 
 def options_for(warp_size: int) -> dict[str, Any]:
