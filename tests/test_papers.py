@@ -25,6 +25,21 @@ def _names(requirements: str) -> set[str]:
     return {re.split(r"[=<>;\[ ]", line)[0].lower() for line in lines if line and line[0] not in "#-"}
 
 
+def test_every_module_has_its_room_in_the_architecture() -> None:
+    rooms = _read("ARCHITECTURE.md").partition("\n## The rooms\n")[2].partition("\n## ")[0]
+    packages, alone = rooms.partition("\nAlone stand ")[::2]
+    shown = {
+        name: set(re.findall(r"`(\w+)`", text))
+        for name, text in re.findall(r"(?s)\*\*`(\w+)/`\*\*(.*?)(?=\n- |\Z)", packages)
+    }
+    there: dict[str, set[str]] = {}
+    for module in (ROOT / "src" / "pagedopt").rglob("[a-z]*.py"):
+        there.setdefault(module.parent.name, set()).add(module.stem)
+
+    assert set(re.findall(r"`(\w+)`", alone)) == there.pop("pagedopt")
+    assert shown == there
+
+
 @pytest.mark.parametrize("paper", ["README.md", "CONTRIBUTING.md", ".ci/run"])
 def test_every_make_command_in_a_paper_exists(paper: str) -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", _read(paper), flags=re.MULTILINE))

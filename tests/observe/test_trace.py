@@ -20,7 +20,7 @@ from pagedopt.observe import trace as trace_module
 from pagedopt.observe.timeline import Timeline, Told
 from pagedopt.observe.trace_file import TraceFile
 from pagedopt.optim.step import Step
-from pagedopt.paging.residency import PageEvent
+from pagedopt.paging.events import PageEvent
 from pagedopt.tiers.base import Span
 
 # What the Trace Event Format says each phase must have, beside ph, name, pid and tid.

@@ -126,7 +126,7 @@ def something_else(training: Training, rng: random.Random) -> None:
             pager.release(page)
             training.open()
         case 3:
-            pager.prefetch(rng.choice(list(training.values)))
+            pager.prefetch([rng.choice(list(training.values))])
 
 
 @given(num_pages=st.integers(4, 9), depth=st.integers(0, 3), host=st.integers(0, 4), seed=st.integers(0, 2**32))

@@ -108,7 +108,7 @@ def operations(faults: Faults) -> set[str]:
 
 def refuses_everything(pager: DevicePager, pages: list[int]) -> None:
     for page in pages:
-        pager.prefetch(page)
+        pager.prefetch([page])
         with pytest.raises(StateLostError):
             pager.pin(page)
     with pytest.raises(PagedOptError):

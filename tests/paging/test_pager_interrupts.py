@@ -43,7 +43,7 @@ class Run:
     def train(self) -> None:
         self.read()
         self.step()
-        self.pager.prefetch(next(iter(self.values)))
+        self.pager.prefetch([next(iter(self.values))])
         self.pager.flush()
         self.step()
 

@@ -14,7 +14,7 @@ from simulated import Faults, SimulatedTier, check_invariants, new_poisoned_buff
 
 from pagedopt.errors import BudgetError, SpillError, StateLostError
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.residency import PageEvent
+from pagedopt.paging.events import PageEvent
 from pagedopt.paging.sweep import sweep
 
 
@@ -150,7 +150,7 @@ def test_memory_that_cannot_be_had_shows_at_a_pin_and_never_at_a_prefetch() -> N
         raise MemoryError(f"no {nbytes} bytes")
 
     pager._residency.frames._allocate = exhausted
-    pager.prefetch(evicted[0])
+    pager.prefetch([evicted[0]])
     with pytest.raises(MemoryError, match="no 8 bytes"):
         pager.pin(evicted[0])
     pager._residency.frames._allocate = new_poisoned_buffer
@@ -337,7 +337,7 @@ def test_a_prefetch_that_fails_makes_no_pin_fail() -> None:
     evicted = next(page for page in pages if not is_resident(pager, page))
     pager.release(next(page for page in pages if is_resident(pager, page)))  # so that there is a frame to read into
     faults.nth = faults.num_operations
-    pager.prefetch(evicted)
+    pager.prefetch([evicted])
     assert is_resident(pager, evicted)
     assert (pager.pin(evicted) == 1).all()
     assert faults.failed == [("read", evicted)]
@@ -351,8 +351,8 @@ def test_prefetch_takes_any_page_and_never_raises() -> None:
     pager = simulated_pager(3, SimulatedTier())
     pages = open_pages(pager, 3)
     frames = [pager.pin(page) for page in pages]
-    pager.prefetch(pages[0])
-    pager.prefetch(99)
+    pager.prefetch([pages[0]])
+    pager.prefetch([99])
     assert len(frames) == 3
 
 

@@ -138,7 +138,7 @@ class PagerMachine(RuleBasedStateMachine):
 
     @rule(page=st.integers(0, 20))
     def prefetch(self, page: int) -> None:
-        self.pager.prefetch(page)
+        self.pager.prefetch([page])
 
     @precondition(lambda self: self.claims)
     @rule(seed=seeds)

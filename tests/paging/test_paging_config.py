@@ -62,6 +62,12 @@ def test_an_automatic_page_is_a_sixteenth_of_an_explicit_budget(budget: int | No
     assert PagingConfig(max_gpu_memory=budget).page_nbytes(CPU) == 16 * MIB
 
 
+def test_frames_in_ram_are_huge_pages_as_soon_as_two_working_sets_of_them_fit() -> None:
+    sizes = {budget: PagingConfig(max_host_memory=budget * MIB).page_nbytes(CPU) for budget in (19, 20, 64)}
+    assert sizes == {19: MIB, 20: 2 * MIB, 64: 4 * MIB}
+    assert PagingConfig(max_gpu_memory=20 * MIB).page_nbytes(GPU) == MIB
+
+
 def test_pages_that_never_leave_an_accelerator_are_large() -> None:
     """There a page is nothing but a launch; in RAM it is also what its threads are given at a time."""
     resident = PagingConfig(max_gpu_memory=0, max_host_memory=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pagedopt.paging.residency import PageEvent
+from pagedopt.paging.events import PageEvent
 from pagedopt.pictures.residency import END_OF_STEP, Cell, Event, Recording, residency
 
 LETTERS = {Cell.AWAY: ".", Cell.RESIDENT: "#", Cell.WRITTEN: "W", Cell.READ: "R"}

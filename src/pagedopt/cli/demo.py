@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def demo(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
+    # The third step is the first that moves the bytes that all later ones do.
     steps: Annotated[int, typer.Option(min=3, help="Steps of each of the three runs.")] = 100,
     budget: Annotated[str, typer.Option(help="Memory for paged state: bytes (4MiB) or a share of the state.")] = "25%",
     params: Annotated[str, typer.Option(help="The least number of parameters of the model.")] = "8M",

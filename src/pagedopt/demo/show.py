@@ -25,9 +25,6 @@ from pagedopt.units import format_bytes
 
 CONTEXT = 64
 
-MIN_STEPS = 3
-"""The third step is the first whose bytes moved are those of all that follow."""
-
 
 @dataclass(frozen=True, slots=True)
 class Options:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pagedopt.observe.optimizers import paged_optimizer_of
 from pagedopt.optim.base import PagedOptimizer
-
-__all__ = ["MOVED", "paged_optimizer_of", "paging_report"]
 
 MOVED = ("paging/read_bytes", "paging/written_bytes", "paging/stalled_seconds")
 """The numbers that grow with every step."""

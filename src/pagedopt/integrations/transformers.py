@@ -10,7 +10,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pagedopt import live
-from pagedopt.integrations.report import MOVED, paged_optimizer_of, paging_report
+from pagedopt.integrations.report import MOVED, paging_report
+from pagedopt.observe.optimizers import paged_optimizer_of
 
 
 class PagingCallback(TrainerCallback):

@@ -1,7 +1,7 @@
 """The native backend: the C++ kernels of `csrc/`, given addresses. Importing this module loads the extension.
 
-One call updates a page, whatever it holds. In a step, Python costs about 1 us per operand, for the table of addresses
-that is made at the first page, and then about 2 us per page.
+One call updates a page, whatever it holds. In a step, Python costs about 1 µs per operand, for the table of addresses
+that is made at the first page, and then about 2 µs per page.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Addresses are 64 bits. How a tile lies in memory (LAYOUT) decides how it is read
 Look-ups of 8-bit state in the first two go through shared memory, which is filled for every tile.
 
 Capitals are compile-time constants. Layouts, formats and the columns of the tables (`triton_tables`) are numbers here:
-Triton compares every global that a kernel names at every launch, at 2 us each.
+Triton compares every global that a kernel names at every launch, at 2 µs each.
 """
 
 import triton

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from pagedopt.observe.trace_file import TraceEvent
-from pagedopt.paging.residency import PageEvent
+from pagedopt.paging.events import PageEvent
 from pagedopt.tiers.base import HOMES, Home, Span
 
 

@@ -24,7 +24,7 @@ from pagedopt.observe.timeline import STEP_BEGINS, STEP_ENDED, Timeline, Told
 from pagedopt.observe.trace_file import TraceFile
 from pagedopt.optim.base import PagedOptimizer
 from pagedopt.paging.device import DevicePager
-from pagedopt.paging.residency import Observer, PageEvent
+from pagedopt.paging.events import Observer, PageEvent
 
 MAX_NOTES = 1 << 16
 """Notes kept before they are written, whatever step is under way: about 20 MB."""

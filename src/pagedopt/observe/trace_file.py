@@ -47,10 +47,6 @@ class TraceFile:
         finally:
             self._file.close()
 
-    def abandon(self) -> None:
-        """Close the file as it is."""
-        self._file.close()
-
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:

@@ -33,12 +33,11 @@ from pagedopt.optim.plan import Plan
 from pagedopt.optim.reports import Reports
 from pagedopt.optim.state import StateMap
 from pagedopt.optim.statistics import MemoryStats, memory_stats, paging_stats
-from pagedopt.optim.step import Step
+from pagedopt.optim.step import Step, run_all
 from pagedopt.optim.store import Store
 from pagedopt.paging.config import PagingConfig
 from pagedopt.paging.pager import Pager, shared_pager
 from pagedopt.paging.stats import PagingStats
-from pagedopt.ranges import profiled
 
 _T = TypeVar("_T")
 
@@ -103,13 +102,12 @@ class PagedOptimizer(torch.optim.Optimizer):
             params = self._parameters.all
             grads = [param.grad for param in params]
             check_gradients(params, grads, self._name_of)
-            if self._is_state_making_step(grads):
-                self._placement.place_missing(params, grads)
-                return loss
+            only_makes_state = self._is_state_making_step(grads)
             self._placement.place_missing(params, grads)
-            self._run(
-                [Step(p, [x.grad for x in p.params], *self._step_tools(p)) for p in self._parameters.plans_of(None)]
-            )
+            if only_makes_state:
+                return loss
+            plans = self._parameters.plans_of(None)
+            self._run([self._new_step(plan, [param.grad for param in plan.params]) for plan in plans])
             self._step_stats, self._stats_since_step = self._stats_since_step, PagingStats()
             self._reports.end_step()
         return loss
@@ -140,12 +138,8 @@ class PagedOptimizer(torch.optim.Optimizer):
             check_gradients([target], [grad], self._name_of)
             self._reports.begin_param(target)
             self._placement.place_missing([target], [grad])
-            self._run(
-                [
-                    Step(plan, [grad], *self._step_tools(plan), is_part=True)
-                    for plan in self._parameters.plans_of(target)
-                ]
-            )
+            plans = self._parameters.plans_of(target)
+            self._run([self._new_step(plan, [grad], is_part=True) for plan in plans])
 
     def fetch_ahead(self) -> None:
         """Begin to read the pages that the next step needs first, where there are frames for them: a hint.
@@ -155,36 +149,16 @@ class PagedOptimizer(torch.optim.Optimizer):
         with self._store.lock:
             if not self._is_closed and not self._store.is_lost:
                 for plan in self._parameters.plans_of(None):
-                    plan.pager.fetch(plan.pages)
+                    plan.pager.prefetch(plan.pages)
 
-    def _step_tools(self, plan: Plan) -> tuple[Any, Any]:
-        return self._store.counters, kernel_for(plan.device)
+    def _new_step(self, plan: Plan, grads: list[Tensor | None], *, is_part: bool = False) -> Step:
+        return Step(plan, grads, self._store.counters, kernel_for(plan.device), is_part=is_part)
 
     def _run(self, steps: Sequence[Step]) -> None:
-        """Advance and run all steps; if one fails midway, take the counters back or refuse to go on."""
         before = paging_stats(self._store)
         self._is_stepping = True
-        advanced: list[Step] = []
         try:
-            with profiled("step"):
-                for step in steps:
-                    advanced.append(step)
-                    step.advance()
-                for step in steps:
-                    step.run()
-        except BaseException as error:
-            updated = sum(step.pages_updated for step in steps)
-            if updated == 0:
-                for step in advanced:
-                    step.undo()
-                raise
-            self._store.lose(
-                StateLostError(
-                    f"a step ended after {updated} pages ({type(error).__name__}: {error}), so parameters and state no "
-                    "longer belong together; load both from a checkpoint, or clear optimizer.state and reload the model"
-                )
-            )
-            raise
+            run_all(steps, self._store)
         finally:
             self._is_stepping = False
         done = paging_stats(self._store) - before

@@ -36,7 +36,10 @@ class Placement:
         if options.optim_bits == 32 or global_numel(param) < options.min_8bit_size:
             return StateFormat.FLOAT32_AMSGRAD if source["amsgrad"] else StateFormat.FLOAT32
         if source["amsgrad"]:
-            raise ValueError(f"amsgrad=True needs 32-bit state, and {self._parameters.name_of(param)} has 8-bit state")
+            raise ValueError(
+                f"amsgrad=True needs 32-bit state, and {self._parameters.name_of(param)} has 8-bit state; set "
+                "optim_bits=32 for it, or amsgrad=False"
+            )
         return StateFormat.BLOCKWISE8 if options.block_wise else StateFormat.TENSORWISE8
 
     def place_new(self, param: Tensor) -> None:

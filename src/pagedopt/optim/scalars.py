@@ -8,7 +8,6 @@ The update is Adam with decoupled weight decay (Loshchilov and Hutter 2019, algo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,10 +52,6 @@ class ScalarTable:
     def _betas(self, value: object) -> tuple[float, float]:
         pair = value if isinstance(value, (tuple, list)) and len(value) == 2 else betas_of(value)
         return self._number(pair[0], "betas[0]", below=1.0), self._number(pair[1], "betas[1]", below=1.0)
-
-    def rows(self, sources: Sequence[Source], steps: Sequence[float], clips: Sequence[float]) -> list[int]:
-        """Return the row of every operand."""
-        return [self.row(*key) for key in zip(sources, steps, clips, strict=True)]
 
     def tensor(self) -> Tensor:
         """Return the table, float32 [rows, len(Scalar)], on the CPU."""

@@ -58,10 +58,6 @@ class ParameterState(dict):  # type: ignore[type-arg]  # a bare dict base: torch
         self._store = self._record = None
         super().update(values)
 
-    @property
-    def is_bound(self) -> bool:
-        return self._record is not None
-
     def snapshot(self) -> dict[str, Any]:
         """Return the contents as a plain dict of tensors that share no memory with the state or each other."""
         if self._record is None or self._store is None:

@@ -1,12 +1,17 @@
-"""One step of the parameters of one plan: what is advanced first, and the sweep that updates page by page."""
+"""One step of the parameters of one plan: what is advanced first, and the sweep that updates page by page.
+
+`run_all` makes those of several devices one step of the optimizer: all of it, none of it, or state that is lost.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import torch
 from torch import Tensor
 
+from pagedopt.errors import StateLostError
 from pagedopt.kernels.args import Kernel, Operands, new_absmax
 from pagedopt.layout import Segment
 from pagedopt.optim.clipping import clip_scale
@@ -14,6 +19,7 @@ from pagedopt.optim.counters import Slots, StepCounters
 from pagedopt.optim.parts import local_gradient, local_tensor
 from pagedopt.optim.plan import Plan, segment_row
 from pagedopt.optim.scalars import ScalarTable
+from pagedopt.optim.store import Store
 from pagedopt.optim.strided import gather, has_shared_values, is_flat, scatter
 from pagedopt.paging.sweep import sweep
 from pagedopt.ranges import profiled
@@ -167,3 +173,31 @@ class Step:
         )
         row = segment_row(0, self._plan.records[operand], segment, base=0)
         return torch.tensor([row], dtype=torch.int64, device="cpu"), staged
+
+
+def run_all(steps: Sequence[Step], store: Store) -> None:
+    """Advance all steps, then run them; if that ends midway, take the counters back or refuse to go on.
+
+    Until a page is updated nothing but counters has changed, and the step can be tried again.
+    """
+    advanced: list[Step] = []
+    try:
+        with profiled("step"):
+            for step in steps:
+                advanced.append(step)
+                step.advance()
+            for step in steps:
+                step.run()
+    except BaseException as error:
+        updated = sum(step.pages_updated for step in steps)
+        if updated == 0:
+            for step in advanced:
+                step.undo()
+            raise
+        store.lose(
+            StateLostError(
+                f"a step ended after {updated} pages ({type(error).__name__}: {error}), so parameters and state no "
+                "longer belong together; load both from a checkpoint, or clear optimizer.state and reload the model"
+            )
+        )
+        raise

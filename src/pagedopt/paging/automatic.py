@@ -35,7 +35,7 @@ _READINGS_PER_CAPACITY = 64
 """Asking the driver for free memory is slow, and the answer changes only with what other processes do."""
 
 PARTS_SECONDS = 0.02
-"""How long a reading stands for steps of single parameters. One takes some 50 us, and `step_in_backward` begins a step
+"""How long a reading stands for steps of single parameters. One takes some 50 µs, and `step_in_backward` begins a step
 for every parameter; the peak forgets nothing.
 """
 

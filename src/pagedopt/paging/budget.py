@@ -19,10 +19,10 @@ DEVICE_RESERVE_NBYTES = 1 << 30
 
 
 @dataclass(slots=True)
-class Account:
-    """What one of those that charge a ledger has of it."""
+class Holding:
+    """What one of those that charge a ledger has of it, in bytes."""
 
-    charged: int = 0
+    nbytes: int = 0
 
 
 class Ledger:
@@ -34,9 +34,7 @@ class Ledger:
 
     def __init__(self, limit: int | Callable[[], int] | None) -> None:
         self._limit = limit
-        self._lock = (
-            threading.RLock()
-        )  # the garbage collector may run a finalizer that refunds, in the middle of a charge
+        self._lock = threading.RLock()  # the collector may run a finalizer that refunds, in the middle of a charge
         self.charged = 0
 
     @property
@@ -45,9 +43,9 @@ class Ledger:
         with self._lock:
             return None if callable(self._limit) else self._limit
 
-    def charge(self, nbytes: int, account: Account | None = None) -> bool:
-        """Take `nbytes` of what is left; return False, and take nothing, if less is left."""
-        account = account or Account()
+    def charge(self, nbytes: int, holding: Holding | None = None) -> bool:
+        """Take `nbytes` of what is left, for `holding`; return False, and take nothing, if less is left."""
+        holding = holding or Holding()
         with self._lock:
             if callable(self._limit):
                 self._limit = self._limit()
@@ -55,7 +53,7 @@ class Ledger:
             if limit is not None and self.charged + nbytes > limit:
                 return False
             self.charged += nbytes
-            account.charged += nbytes  # no call since, so an interrupt leaves both right
+            holding.nbytes += nbytes  # no call since, so an interrupt leaves both right
             return True
 
     def set_limit(self, nbytes: int) -> None:
@@ -63,12 +61,12 @@ class Ledger:
         with self._lock:
             self._limit = nbytes
 
-    def refund(self, nbytes: int, account: Account | None = None) -> None:
-        """Give back `nbytes` charged before."""
-        account = account or Account()
+    def refund(self, nbytes: int, holding: Holding | None = None) -> None:
+        """Give back `nbytes` charged before, from `holding`."""
+        holding = holding or Holding()
         with self._lock:
             self.charged -= nbytes
-            account.charged -= nbytes
+            holding.nbytes -= nbytes
             assert self.charged >= 0, "more was given back than was charged"
 
 

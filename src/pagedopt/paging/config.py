@@ -16,7 +16,7 @@ from pagedopt.tiers.buffers import HUGE_NBYTES
 from pagedopt.units import format_bytes, parse_bytes
 
 MIN_PAGE_NBYTES = 64 << 10
-"""Smaller pages would cost more bookkeeping (about 20 µs each) than transfer."""
+"""Smaller pages would cost many times more bookkeeping (see below) than transfer."""
 
 PAGE_ALIGNMENT = 4096
 """A page is whole blocks of every disk and whole pages of every CPU, so that it can be read past the page cache."""
@@ -29,7 +29,7 @@ torch's allocator takes a segment for each frame, so that frames given back can 
 
 RESIDENT_PAGE_NBYTES = 64 << 20
 """Where everything stays on an accelerator, a page is nothing but a launch. By an H100's bandwidth 16 MiB of 8-bit
-state are over in 30 us: little for what the last tiles and the next launch waste, and for the host.
+state are over in 30 µs: little for what the last tiles and the next launch waste, and for the host.
 """
 
 AUTOMATIC_PAGES_PER_BUDGET = 16
@@ -94,8 +94,8 @@ class PagingConfig:
 
     @property
     def working_set(self) -> int:
-        """Frames that a sweep needs at once: the page in use, those being read ahead and those being written behind."""
-        return 1 + 2 * self.prefetch_depth
+        """Frames that a sweep needs at once."""
+        return working_set_of(self.prefetch_depth)
 
     def frame_budget(self, device: torch.device) -> tuple[str, int | None]:
         """Return the name and value of the budget that the frames of `device` come from."""
@@ -134,9 +134,14 @@ class PagingConfig:
             raise too_small(name, budget, page_nbytes, self.prefetch_depth)
 
 
+def working_set_of(prefetch_depth: int) -> int:
+    """Return the frames that a sweep needs at once: the page in use, those read ahead and those written behind it."""
+    return 1 + 2 * prefetch_depth
+
+
 def too_small(name: str, budget: int, page_nbytes: int, prefetch_depth: int) -> BudgetError:
     """Return the error that says what `budget` lacks and what to do."""
-    working_set = 1 + 2 * prefetch_depth
+    working_set = working_set_of(prefetch_depth)
     need = working_set * page_nbytes
     return BudgetError(
         f"{name} of {budget} bytes ({format_bytes(budget)}) is less than the working set of {working_set} pages of "

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
 from pagedopt.paging.automatic import AutomaticBudget
+from pagedopt.paging.events import Observer
 from pagedopt.paging.frames import FramePool
 from pagedopt.paging.mending import mend
-from pagedopt.paging.residency import Observer, Residency
+from pagedopt.paging.residency import Residency
 from pagedopt.paging.stats import PagingMemory, PagingStats
 from pagedopt.tiers.base import Tier
 from pagedopt.tiers.streams import InOrder, Streams
@@ -237,10 +238,6 @@ class DevicePager:
             residency.retire(entry)
             self._unpinned.notify_all()
 
-    def prefetch(self, page: int) -> None:
-        """Start reading `page` if there is a frame for it: a hint, which changes nothing but time."""
-        self.fetch([page])
-
     def look_ahead(self, page: int) -> None:
         """Prefetch `page` and the `prefetch_depth` pages expected after it: what a sweep does before each page."""
         if self._residency.tier is not None:  # asked without the lock, as is right for a hint: else all are resident
@@ -252,23 +249,22 @@ class DevicePager:
         if page in table:
             self._residency.read_ahead([table[page], *table.following(table[page], self.prefetch_depth)])
 
-    def fetch(self, pages: Sequence[int]) -> None:
-        """Start reading what a sweep over `pages` needs first, as far as there are frames for it: a hint."""
+    def prefetch(self, pages: Sequence[int]) -> None:
+        """Start reading what a sweep over `pages` needs first, as far as there are frames: it changes only time."""
         if self._residency.tier is not None:
-            self._read_ahead(pages[: 1 + self.prefetch_depth])
+            self._prefetch(pages[: 1 + self.prefetch_depth])
 
     @_turn
-    def _read_ahead(self, pages: Sequence[int]) -> None:
+    def _prefetch(self, pages: Sequence[int]) -> None:
         table = self._residency.table
         self._residency.read_ahead([table[page] for page in pages if page in table])
 
     @_turn
     def expect(self, pages: Iterable[int]) -> None:
         """These pages will be pinned in this order: what write-behind looks ahead on. A hint."""
-        residency = self._residency
         self._refuse_closed()
-        residency.regrow()
-        residency.table.line_up(pages)
+        self._residency.regrow()
+        self._residency.table.line_up(pages)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -300,8 +296,7 @@ class DevicePager:
         Raises:
             StateLostError: a page could not be written.
         """
-        residency = self._residency
-        residency.flush()
+        self._residency.flush()
 
     @_turn
     def fail(self, page: int, error: Exception) -> None:
@@ -336,45 +331,39 @@ class DevicePager:
     @_turn
     def stats(self) -> PagingStats:
         """What was done so far."""
-        residency = self._residency
-        return residency.counters.snapshot()
+        return self._residency.counters.snapshot()
 
     @_turn
     def reset_stats(self) -> None:
         """Count from zero again."""
-        residency = self._residency
-        residency.counters.reset()
+        self._residency.counters.reset()
 
     @property
     @_turn
     def memory(self) -> PagingMemory:
         """Where the pages are."""
-        residency = self._residency
-        return residency.memory
+        return self._residency.memory
 
     @_turn
     def memory_of(self, pages: Iterable[int]) -> PagingMemory:
         """Where some of the pages are: `frame_nbytes` are those of the frames that they are in."""
-        residency = self._residency
-        return residency.memory_of(pages)
+        return self._residency.memory_of(pages)
 
     @_turn
     def describe(self) -> str:
         """Return in words where pages go that have no frame."""
-        residency = self._residency
-        return "every page has a frame" if residency.tier is None else residency.tier.describe()
+        tier = self._residency.tier
+        return "every page has a frame" if tier is None else tier.describe()
 
     @_turn
     def observe(self, observer: Observer) -> None:
         """Tell `observer` where every page is, and from now on what happens to pages. Several may observe."""
-        residency = self._residency
-        residency.observe(observer)
+        self._residency.observe(observer)
 
     @_turn
     def unobserve(self, observer: Observer) -> None:
         """Tell `observer` nothing more."""
-        residency = self._residency
-        residency.unobserve(observer)
+        self._residency.unobserve(observer)
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 
@@ -392,9 +381,9 @@ class DevicePager:
         """
         while self._released and not self._lock.locked():
             with self._lock:  # not `acquire(blocking=False)`: an interrupt could come between it and what gives it back
-                self._drop_next()
+                self._drop_in_turn()
 
-    def _drop_next(self) -> None:
+    def _drop_in_turn(self) -> None:
         try:
             if self._is_cut:
                 self._put_right()

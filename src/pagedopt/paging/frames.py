@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pagedopt.paging.budget import Account, Ledger
+from pagedopt.paging.budget import Holding, Ledger
 from pagedopt.tiers.base import Transfer
 
 
@@ -52,7 +52,7 @@ class FramePool:
         self._allocates_zeros = allocates_zeros
         self._all: dict[Frame, None] = {}
         self._idle: list[Frame] = []
-        self._account = Account()
+        self._holding = Holding()
 
     @property
     def budget_nbytes(self) -> int | None:
@@ -62,7 +62,7 @@ class FramePool:
     @property
     def num_charged(self) -> int:
         """Frames that the budget was charged with."""
-        return self._account.charged // self._page_nbytes
+        return self._holding.nbytes // self._page_nbytes
 
     @property
     def num_allocated(self) -> int:
@@ -76,14 +76,14 @@ class FramePool:
 
     def grow(self) -> bool:
         """Charge one more frame; return False if the budget has no room for it."""
-        return self._ledger.charge(self._page_nbytes, self._account)
+        return self._ledger.charge(self._page_nbytes, self._holding)
 
     def shrink(self) -> None:
         """Give one frame that is not in use back to the budget."""
         assert self.num_available, "no frame is idle"
         if self.num_allocated == self.num_charged:
             del self._all[self._idle.pop()]
-        self._ledger.refund(self._page_nbytes, self._account)
+        self._ledger.refund(self._page_nbytes, self._holding)
 
     def take(self) -> Frame | None:
         """Return a frame with arbitrary bytes and nothing pending, None if all are in use."""

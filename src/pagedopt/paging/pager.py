@@ -7,7 +7,8 @@
       │           ├── FramePool    frames, charged before allocated            frames.py     tensors, no policy
       │           ├── Replacement  which page leaves next                      replacement.py
       │           ├── Tier         where pages are that have no frame          pagedopt.tiers
-      │           └── Streams      the order of work on the device             pagedopt.tiers.streams
+      │           ├── Streams      the order of work on the device             pagedopt.tiers.streams
+      │           └── PageEvent    what observers are told                     events.py
       ├── AutomaticBudget  frames from step to step on an accelerator          automatic.py
       └── Ledger       RAM, shared by all devices                              budget.py
     sweep              one pass over pages, in order                           sweep.py
@@ -106,8 +107,8 @@ class Pager:
 
     Args:
         page_size: bytes of a page, an int or text such as `"4MiB"`, rounded up to a multiple of 4096 and to at least
-            64 KiB. None: 16 MiB, and at most 1/16 of an explicit budget, in RAM from 20 MiB on 2 MiB; 64 MiB with
-            `max_gpu_memory=0`.
+            64 KiB. None: 16 MiB, and at most 1/16 of an explicit budget, but for frames in RAM at least 2 MiB where
+            the budget has 20 MiB or more; 64 MiB with `max_gpu_memory=0`.
         max_gpu_memory: bytes of frames on each accelerator; 0: unlimited, None: automatic.
         max_host_memory: bytes of RAM that all devices share; 0: unlimited, None: what is free less a reserve.
         spill_dir: folder of the spill files; None: the system's temporary folder.

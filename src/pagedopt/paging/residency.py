@@ -10,43 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import NamedTuple
 
 from pagedopt.errors import BudgetError, PagedOptError, SpillError, StateLostError
-from pagedopt.paging.config import too_small
+from pagedopt.paging.config import too_small, working_set_of
+from pagedopt.paging.events import Observer, PageEvent
 from pagedopt.paging.frames import Frame, FramePool
 from pagedopt.paging.replacement import Replacement
 from pagedopt.paging.stats import Counters, PagingMemory
 from pagedopt.paging.table import Page, PageState, PageTable
 from pagedopt.ranges import profiled
-from pagedopt.tiers.base import Home, Span, Tier, TierUsage, Transfer
+from pagedopt.tiers.base import Span, Tier, TierUsage, Transfer
 from pagedopt.tiers.staged import to_be_followed
 from pagedopt.tiers.streams import Streams
-
-
-class PageEvent(NamedTuple):
-    """What happened to a page.
-
-    Attributes:
-        name: of what was done with it: `hit` or `fault` when it is about to be pinned, `pin, unpin, prefetch`; `read`
-            and `write` when a transfer is started, `filled` and `saved` when it is known to have ended well, `wait`
-            when somebody had to wait for it; `evict` when another page takes its frame, `drop` when its frame goes back
-            to the pool, `gone` when it is no more. To a new observer, of every page that there is: `resident` or
-            `away`.
-        home: the tier of a page that has room in one.
-        span: of `filled` and `saved`, when the bytes moved, if that is known; of `wait`, the time waited.
-        moving: of `filled` and `saved`, the transfer if a stream is still at it: it has the span when it is done.
-    """
-
-    name: str
-    page: int
-    home: Home | None
-    span: Span | None
-    moving: Transfer | None = None
-
-
-Observer = Callable[[PageEvent], None]
-"""Told what happens to pages, within the turn in which it does: it must not call the pager."""
 
 _IN_FRAMES = (PageState.RESIDENT, PageState.LEAVING)
 
@@ -91,7 +66,7 @@ class Residency:
     @property
     def working_set(self) -> int:
         """Frames that a sweep needs at once."""
-        return 1 + 2 * self.prefetch_depth
+        return working_set_of(self.prefetch_depth)
 
     @property
     def memory(self) -> PagingMemory:
@@ -283,7 +258,7 @@ class Residency:
             raise
         self.touch(page.frame)
         if page.is_stored:
-            self._notify_moved("filled", page, page.transfer)
+            self.notify("filled", page, moving=page.transfer)
         elif not page.frame.is_zero:
             page.frame.buffer.zero_()
         page.frame.is_zero = False  # whoever pins it may write
@@ -417,7 +392,7 @@ class Residency:
         failure: SpillError | None = None
         try:
             self._wait(page, transfer)
-            self._notify_moved("saved", page, transfer)
+            self.notify("saved", page, moving=transfer)
         except SpillError as error:
             failure = error
             self.lost[number] = _without_traceback(error)
@@ -493,14 +468,11 @@ class Residency:
                 self._streams.take_times(False)
 
     def notify(self, name: str, page: Page, span: Span | None = None, moving: Transfer | None = None) -> None:
+        """Tell every observer; where there are none nothing is made."""
         if self._observers:
             event = self._event(name, page, span, moving)
             for observer in self._observers:
                 observer(event)
-
-    def _notify_moved(self, name: str, page: Page, transfer: Transfer | None) -> None:
-        if self._observers:
-            self.notify(name, page, moving=transfer)
 
     def _event(self, name: str, page: Page, span: Span | None = None, moving: Transfer | None = None) -> PageEvent:
         home = None if self.tier is None else self.tier.home(page.number)

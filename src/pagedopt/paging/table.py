@@ -33,7 +33,7 @@ class Page:
         number: its name for everybody else.
         used: bytes claimed, from the start of the page on.
         claims: how many times it was claimed and not released.
-        frame: the frame it is in; None unless READING, RESIDENT or LEAVING.
+        frame: the frame it is in; None unless READING, RESIDENT or LEAVING, or LOST with somebody still in it.
         transfer: the read that fills its frame, or the last write from it; None once it was waited for.
         pins: how many users are in its frame.
         is_hint: whether the read under way was a prefetch, which may fail without making a pin fail.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from pagedopt.paging.residency import PageEvent
+from pagedopt.paging.events import PageEvent
 
 END_OF_STEP = "step"
 """An event of the recording that is nobody's page."""

@@ -197,9 +197,8 @@ def _allocate(fd: int, offset: int, nbytes: int) -> None:
                 raise
         else:
             return
-    zeros = bytes_of(keep := new_host_buffer(_PIECE_NBYTES))  # aligned, as the file may want it
+    zeros = bytes_of(new_host_buffer(_PIECE_NBYTES))  # aligned, as the file may want it
     os.lseek(fd, offset, os.SEEK_SET)
     left = nbytes
     while left:
         left -= _some(os.write(fd, zeros[: min(left, len(zeros))]), "the system takes no more bytes")
-    del keep

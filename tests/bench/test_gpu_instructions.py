@@ -17,19 +17,8 @@ from pagedopt.codecs.blockwise import encode
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.instructions import (
-    BLOCKWISE,
-    GATHER_CONFLICTS,
-    GPUS,
-    count_listing,
-    in_loops,
-    ordinary_way,
-    parse,
-    pipe_clocks,
-    pipe_of,
-    successors,
-    width,
-)
+from bench.gpu_instructions import BLOCKWISE, GATHER_CONFLICTS, GPUS, count_listing, pipe_clocks, pipe_of, width
+from bench.listing import in_loops, ordinary_way, parse, successors
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -122,7 +111,7 @@ def busiest_bank(words: Tensor) -> float:
 def counts(only: str, tmp_path: Path) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "bench.instructions", "--json", "--only", only]
+    command = [sys.executable, "-m", "bench.gpu_instructions", "--json", "--only", only]
     child = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
     (found,) = json.loads(child.stdout).values()
