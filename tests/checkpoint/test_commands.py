@@ -72,7 +72,10 @@ def test_inspect_as_json_is_for_programs(saved: Path, capsys: Any) -> None:
     assert sum(found["files"].values()) == sum(path.stat().st_size for path in saved.iterdir())
 
 
-def test_inspect_names_every_damaged_tensor_and_exits_with_1(saved: Path, capsys: Any) -> None:
+def test_inspect_names_every_damaged_tensor_and_exits_with_1(
+    saved: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # narrower than any path
     for path in saved.glob("*.safetensors"):
         raw = bytearray(path.read_bytes())
         raw[-1] ^= 1

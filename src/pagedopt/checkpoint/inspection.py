@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Column, Table
+from rich.text import Text
 
 from pagedopt.checkpoint import manifest as manifests
 from pagedopt.checkpoint.archive import Archive, is_archive, open_archive
@@ -208,7 +209,12 @@ def as_tables(found: Inspection) -> Group:
         f"group {index}: {', '.join(f'{key}={value}' for key, value in group.items())}"
         for index, group in enumerate(found.groups)
     ]
-    return Group(about, "", kept, "", *groups, "", *_verdict(found))
+    return Group(about, "", kept, "", *map(_unbroken, groups), "", *map(_unbroken, _verdict(found)))
+
+
+def _unbroken(line: str) -> Text:
+    """Return a line that is one whatever the width: paths are copied from it, and programs look for words in it."""
+    return Text(line, no_wrap=True, overflow="ignore")
 
 
 def _range(first: float, last: float) -> str:

@@ -43,12 +43,12 @@ def show(renderable: RenderableType) -> None:
 
     console = Console(highlight=False, markup=False)
     if console.is_terminal:
-        console.print(renderable)
+        console.print(renderable, crop=False)
         return
     if "COLUMNS" not in os.environ:
         console = Console(width=_PLAIN_WIDTH, highlight=False, markup=False)
     with console.capture() as captured:
-        console.print(renderable)
+        console.print(renderable, crop=False)
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
 
